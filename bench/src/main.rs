@@ -1,0 +1,3 @@
+//! Load generator, contenders and report.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The controller: CA, enrolment, leases, policy API, audit.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! SPIFFE identities: keys, CSRs, issuing, verification and rustls configuration.

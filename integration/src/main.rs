@@ -1,0 +1,3 @@
+//! The rig: whole clusters in network namespaces; tests by requirement ID; the demo.
+
+fn main() {}

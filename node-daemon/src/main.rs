@@ -1,0 +1,3 @@
+//! The node daemon: enrolment, heartbeats, packet filter, supervision of the proxy, workloads.
+
+fn main() {}

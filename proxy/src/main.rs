@@ -1,0 +1,3 @@
+//! The data path: captures connections and carries them over mutual TLS.
+
+fn main() {}
