@@ -1,10 +1,28 @@
 //! The resources that operators write: `apiVersion: opencluster/v1`, `kind`, `metadata`, `spec`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use fault::{Fault, Faults};
+pub use reference::{Reference, is_reference};
+
+mod decode;
+pub(crate) mod fault;
+mod reference;
+mod schema;
+mod suggest;
+mod tree;
+mod yaml;
+
+/// The only `apiVersion` there is.
+pub const API_VERSION: &str = "opencluster/v1";
+
+/// The namespace of resources that name none.
+pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Any resource. In JSON and YAML: `{"apiVersion", "kind", "metadata", "spec"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +154,7 @@ pub struct To {
 }
 
 /// One source: everything that is given must match. At least one field.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct From {
     /// `name` (same namespace) or `namespace/name`.
@@ -197,73 +215,147 @@ pub enum Kind {
 impl Kind {
     /// All of them, in the order in which they depend on each other.
     pub const ALL: [Self; 4] = [Self::Node, Self::Workload, Self::Service, Self::Policy];
+
     /// `Node`, `Service`, …
     pub fn name(self) -> &'static str {
-        todo!()
+        match self {
+            Self::Node => "Node",
+            Self::Service => "Service",
+            Self::Workload => "Workload",
+            Self::Policy => "Policy",
+        }
     }
+
     /// `nodes`, `services`, `workloads`, `policies`
     pub fn plural(self) -> &'static str {
-        todo!()
+        match self {
+            Self::Node => "nodes",
+            Self::Service => "services",
+            Self::Workload => "workloads",
+            Self::Policy => "policies",
+        }
     }
+
     /// Any of: name, plural, common short forms, in any case.
-    pub fn parse(_text: &str) -> Option<Self> {
-        todo!()
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "node" | "nodes" | "no" => Some(Self::Node),
+            "service" | "services" | "svc" => Some(Self::Service),
+            "workload" | "workloads" | "wl" => Some(Self::Workload),
+            "policy" | "policies" | "pol" => Some(Self::Policy),
+            _ => None,
+        }
     }
+
     /// Whether its resources live in a namespace.
     pub fn namespaced(self) -> bool {
         self != Self::Node
     }
 }
 
-/// One fault in one document.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("document {}, {field} (line {line}, column {column}): {message}", document + 1)]
-pub struct Fault {
-    /// Which document, from 0.
-    pub document: usize,
-    /// For example `spec.ports[0].port`; empty where unknown.
-    pub field: String,
-    /// From 1; 0 where unknown.
-    pub line: usize,
-    /// From 1; 0 where unknown.
-    pub column: usize,
-    /// What is wrong and what would be right.
-    pub message: String,
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
-/// Everything that is wrong with a text.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct Faults(pub Vec<Fault>);
+/// `Service default/echo`, `Node a`
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
 
 impl Resource {
     /// Its key.
     pub fn key(&self) -> Key {
-        todo!()
+        let metadata = self.metadata();
+        Key { kind: self.kind(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
     }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Node(_) => Kind::Node,
+            Self::Service(_) => Kind::Service,
+            Self::Workload(_) => Kind::Workload,
+            Self::Policy(_) => Kind::Policy,
+        }
+    }
+
     /// Its metadata.
     pub fn metadata(&self) -> &Metadata {
-        todo!()
+        match self {
+            Self::Node(object) => &object.metadata,
+            Self::Service(object) => &object.metadata,
+            Self::Workload(object) => &object.metadata,
+            Self::Policy(object) => &object.metadata,
+        }
     }
+
     /// Its metadata.
     pub fn metadata_mut(&mut self) -> &mut Metadata {
-        todo!()
+        match self {
+            Self::Node(object) => &mut object.metadata,
+            Self::Service(object) => &mut object.metadata,
+            Self::Workload(object) => &mut object.metadata,
+            Self::Policy(object) => &mut object.metadata,
+        }
     }
+
     /// The canonical JSON: `apiVersion`, `kind`, `metadata`, `spec`; defaults filled in.
     pub fn to_json(&self) -> serde_json::Value {
-        todo!()
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Document<'a, Spec> {
+            api_version: &'a str,
+            kind: &'a str,
+            #[serde(flatten)]
+            object: &'a Object<Spec>,
+        }
+        fn document<Spec: Serialize>(kind: Kind, object: &Object<Spec>) -> serde_json::Value {
+            serde_json::to_value(Document { api_version: API_VERSION, kind: kind.name(), object })
+                .expect("structs with named fields and maps with text keys are always JSON")
+        }
+        match self {
+            Self::Node(object) => document(Kind::Node, object),
+            Self::Service(object) => document(Kind::Service, object),
+            Self::Workload(object) => document(Kind::Workload, object),
+            Self::Policy(object) => document(Kind::Policy, object),
+        }
     }
+
     /// YAML of the same.
     pub fn to_yaml(&self) -> String {
-        todo!()
+        yaml::write(&self.to_json())
     }
+
     /// From canonical JSON (strict, validated on its own; references are checked by the snapshot).
-    pub fn from_json(_bytes: &[u8]) -> Result<Self, Faults> {
-        todo!()
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Faults> {
+        let mut sink = fault::Sink::default();
+        let resource = tree::from_json(bytes, &mut sink).and_then(|node| schema::resource(&node, &mut sink));
+        sink.finish(resource)
     }
-    /// From YAML or JSON documents separated by `---`: all faults of all documents, or all resources. Limits: 4 MiB,
-    /// 10,000 documents, depth 64, no aliases.
-    pub fn parse_documents(_text: &str) -> Result<Vec<Self>, Faults> {
-        todo!()
+
+    /// From YAML or JSON documents separated by `---`: all faults of all documents, or all resources. Empty documents are
+    /// passed over and not counted. Limits: 4 MiB, 10,000 documents, depth 64, no aliases.
+    pub fn parse_documents(text: &str) -> Result<Vec<Self>, Faults> {
+        let mut sink = fault::Sink::default();
+        let documents = tree::from_yaml(text, &mut sink);
+        let resources = schema::resources(&documents, &mut sink);
+        sink.finish(Some(resources))
     }
 }
