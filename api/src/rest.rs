@@ -32,6 +32,8 @@ pub mod path {
     pub const AUDIT: &str = "/v1/audit";
     /// `POST` [`super::OperatorRequest`]: an [`super::OperatorResult`]. Administrators only.
     pub const OPERATORS: &str = "/v1/operators";
+    /// `GET`: a [`super::Whoami`].
+    pub const WHOAMI: &str = "/v1/whoami";
     /// The description of this API, OpenAPI 3.1. No credentials needed.
     pub const OPENAPI: &str = "/openapi.json";
     /// `GET`: 200 when the controller serves. No credentials needed.
@@ -48,6 +50,17 @@ pub enum Role {
     Operator,
     /// Everything, operators included.
     Admin,
+}
+
+/// Who the caller is, by the credentials of this very request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Whoami {
+    /// As in the audit trail.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// RFC 3339: when the credentials end.
+    pub expires: String,
 }
 
 /// Every error of the API (RFC 9457, `application/problem+json`).
