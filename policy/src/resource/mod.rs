@@ -212,6 +212,11 @@ pub enum Kind {
     Policy,
 }
 
+/// Any JSON value as one YAML document in block style, without `---`, with a line break at its end.
+pub fn yaml_of(value: &serde_json::Value) -> String {
+    yaml::write(value)
+}
+
 impl Kind {
     /// All of them, in the order in which they depend on each other.
     pub const ALL: [Self; 4] = [Self::Node, Self::Workload, Self::Service, Self::Policy];
