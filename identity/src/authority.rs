@@ -24,16 +24,16 @@ use crate::profile::{self, MAX_CERTIFICATE_BYTES, ProfileError, Validity};
 use crate::{SpiffeId, TrustDomain};
 
 /// How long an SVID lives unless something else is asked for.
-pub const DEFAULT_SVID_TTL: Duration = Duration::from_secs(3600);
+pub const DEFAULT_SVID_TTL: Duration = Duration::from_hours(1);
 
 /// How long a root lives unless something else is asked for: ten years.
-pub const DEFAULT_ROOT_LIFETIME: Duration = Duration::from_secs(3650 * 86_400);
+pub const DEFAULT_ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// How long an issuer lives unless something else is asked for: one year.
-pub const DEFAULT_ISSUER_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+pub const DEFAULT_ISSUER_LIFETIME: Duration = Duration::from_hours(365 * 24);
 
 /// Certificates count from up to this long before they are made, for verifiers whose clocks are behind.
-const MAX_BACKDATE: Duration = Duration::from_secs(60);
+const MAX_BACKDATE: Duration = Duration::from_mins(1);
 
 /// The root authority of a trust domain.
 pub struct Root(Authority);

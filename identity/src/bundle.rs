@@ -131,6 +131,6 @@ impl fmt::Debug for TrustBundle {
         f.debug_struct("TrustBundle")
             .field("domain", &self.domain)
             .field("fingerprints", &self.fingerprints().collect::<Vec<_>>())
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -82,12 +82,11 @@ impl RevocationSet {
     /// Refuses `id` with this key if either is revoked.
     pub fn check(&self, id: &SpiffeId, spki_sha256: &Sha256Digest) -> Result<(), RevocationError> {
         match self.entries.get(id) {
-            None => Ok(()),
             Some(RevokedKeys::All) => Err(RevocationError::Identity { id: id.clone() }),
             Some(RevokedKeys::Some(keys)) if keys.contains(spki_sha256) => {
                 Err(RevocationError::Key { id: id.clone(), spki_sha256: *spki_sha256 })
             }
-            Some(RevokedKeys::Some(_)) => Ok(()),
+            None | Some(RevokedKeys::Some(_)) => Ok(()),
         }
     }
 }

@@ -18,11 +18,10 @@ pub enum TlsError {
     NoServerName(SpiffeId),
 }
 
-/// Why our own verification refused the peer, if that is what this handshake error says.
-///
-/// From a tokio-rustls handshake, get the rustls error by `io_error.get_ref()` and a downcast.
-pub fn refusal(error: &rustls::Error) -> Option<&VerifyError> {
-    match error {
+/// Why our own verification refused the peer, if that is what this error of a handshake says. `None`: something else
+/// went wrong, for example the peer refused us.
+pub fn refusal(error: &std::io::Error) -> Option<&VerifyError> {
+    match error.get_ref()?.downcast_ref()? {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(source))) => source.downcast_ref(),
         _ => None,
     }
