@@ -1,0 +1,59 @@
+# Everything works on a bare Debian 12 machine with cargo: what is missing of Debian's packages is installed quietly.
+#
+#   make demo     see it work: two hosts, real applications, an intruder, a lost controller
+#   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
+#   make bench    measure it against haproxy and stunnel
+#   make build    the five programs, in target/release
+#   make lint     formatting, clippy, licences
+#   make install  PREFIX=/usr/local DESTDIR=
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+# The programs of one build are used together: the target directory may be moved, never mixed.
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+RELEASE  := $(TARGET)/release
+PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-proxy
+UNITS    := opencluster-controller.service opencluster-node.service
+
+.DEFAULT_GOAL := build
+.PHONY: build test demo bench lint clean install
+
+build:
+	@scripts/debian-packages.sh build
+	$(CARGO) build --release --locked --workspace --bins
+
+# Unit and property tests, then whole clusters: the latter take the programs from the release directory.
+test: build
+	@scripts/debian-packages.sh test
+	$(CARGO) test --locked --workspace
+
+demo: build
+	@scripts/debian-packages.sh demo
+	@$(RELEASE)/opencluster-rig demo $(DEMO)
+
+bench: build
+	@scripts/debian-packages.sh bench
+	@$(RELEASE)/opencluster-bench $(BENCH)
+
+lint:
+	@scripts/debian-packages.sh build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/licences.sh
+
+clean:
+	-@[ ! -x $(RELEASE)/opencluster-rig ] || $(RELEASE)/opencluster-rig down
+	$(CARGO) clean
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -d -m 0700 $(DESTDIR)/etc/opencluster
+	install -m 0755 $(addprefix $(RELEASE)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	for unit in $(UNITS); do \
+	    sed 's|@BIN@|$(PREFIX)/bin|g' packaging/systemd/$$unit.in \
+	        >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
+	done
+	install -m 0644 packaging/config/controller.yaml $(DESTDIR)/etc/opencluster/controller.yaml.example
+	install -m 0644 packaging/config/node.yaml $(DESTDIR)/etc/opencluster/node.yaml.example
