@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 const SCHEME: &str = "spiffe://";
 const MAX_ID: usize = 2048;
@@ -13,10 +14,10 @@ const MAX_DNS_LABEL: usize = 63;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(String);
 
-/// A valid SPIFFE ID, at most 2048 bytes. Compared byte for byte.
+/// A valid SPIFFE ID, at most 2048 bytes. Compared byte for byte. Cheap to clone.
 #[derive(Clone)]
 pub struct SpiffeId {
-    text: String,
+    text: Arc<str>,
     domain_end: usize,
 }
 
@@ -117,7 +118,7 @@ impl SpiffeId {
         if let Some(segments) = path.strip_prefix('/') {
             segments.split('/').try_for_each(check_segment)?;
         }
-        Ok(Self { text: text.to_owned(), domain_end: SCHEME.len() + domain_length })
+        Ok(Self { text: text.into(), domain_end: SCHEME.len() + domain_length })
     }
 
     /// `spiffe://<domain>/ns/<namespace>/sa/<name>`
