@@ -1,0 +1,74 @@
+//! One module for each command.
+
+mod apply;
+mod audit;
+mod check;
+mod completion;
+mod delete;
+mod diff;
+mod explain;
+mod fields;
+mod get;
+mod node;
+mod operator;
+mod revoke;
+mod secret;
+mod status;
+mod version;
+mod watch;
+
+use crate::args::{AuditCommand, Command, NodeCommand, OperatorCommand, Topic, WorkloadCommand};
+use crate::client::Client;
+use crate::client::settings::ConnectionArgs;
+use crate::error::CliError;
+use crate::output::Printer;
+
+/// What a command works with.
+pub(crate) struct Context<'a> {
+    /// Where results go.
+    pub(crate) printer: Printer<'a>,
+    /// How to reach the controller.
+    pub(crate) connection: ConnectionArgs,
+}
+
+impl Context<'_> {
+    /// Connects to the controller.
+    pub(crate) async fn client(&self) -> Result<Client, CliError> {
+        let settings = self.connection.settings()?;
+        Ok(Client::connect(settings).await?)
+    }
+}
+
+/// Does what the command line says.
+pub(crate) async fn run(mut context: Context<'_>, command: Command) -> Result<(), CliError> {
+    let context = &mut context;
+    match command {
+        Command::Apply(args) => apply::run(context, &args).await,
+        Command::Get(args) => get::run(context, &args).await,
+        Command::Delete(args) => delete::run(context, &args).await,
+        Command::Diff(args) => diff::run(context, &args).await,
+        Command::Explain(args) => match args.topic {
+            Topic::Flow => explain::run(context, &args).await,
+            Topic::Kind(kind) => fields::run(context, kind),
+        },
+        Command::Node { command } => match command {
+            NodeCommand::List => node::list(context).await,
+            NodeCommand::Show { name } => node::show(context, &name).await,
+            NodeCommand::Token { name, ttl, out } => node::token(context, &name, ttl, out.as_deref()).await,
+            NodeCommand::Revoke { name, reason } => revoke::node(context, &name, reason.reason).await,
+        },
+        Command::Workload { command: WorkloadCommand::Revoke { name, reason, namespace } } => {
+            revoke::workload(context, name.namespace_or(&namespace.namespace), &name.name, reason.reason).await
+        }
+        Command::Check => check::run(context).await,
+        Command::Status => status::run(context).await,
+        Command::Audit { command: AuditCommand::List { from, last } } => audit::list(context, from, last).await,
+        Command::Audit { command: AuditCommand::Verify } => audit::verify(context).await,
+        Command::Operator { command: OperatorCommand::Create { name, role, ttl, out } } => {
+            operator::create(context, name, role, ttl, out.as_deref()).await
+        }
+        Command::Watch(args) => watch::run(context, &args).await,
+        Command::Completion(args) => completion::run(context, args.shell),
+        Command::Version => version::run(context).await,
+    }
+}
