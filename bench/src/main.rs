@@ -1,3 +1,7 @@
-//! Load generator, contenders and report.
+//! `opencluster-bench`: see `--help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    opencluster_bench::args::main()
+}

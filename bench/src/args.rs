@@ -1,0 +1,393 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::BenchError;
+use crate::load::{self, Listeners, Outcome, Pattern, Plan};
+use crate::report::{Machine, Report, markdown};
+use crate::runner::{self, Results, Settings};
+use crate::scenario::Scenario;
+use crate::{contender, process, topology};
+
+/// Refused, failed, or the bar is not met.
+const FAILED: u8 = 1;
+
+const ABOUT: &str = "\
+Measures Opencluster against what one would use instead, in one interleaved run.
+
+Every contender carries the same load between two hosts, which are network namespaces on this machine. The load \
+generator is this program itself. Needs root, iproute2, and the contenders' programs (haproxy, stunnel4).";
+
+const AFTER: &str = "\
+Scenarios:
+  rr-N        64-byte round trips over N connections, each sending again when it has its answer
+  fixed-R     R round trips a second over 16 connections; latency counts from the moment a request
+              should have left, so a stall is seen by all that it delays (coordinated omission)
+  crr-N       N clients connect, make one round trip and close
+  stream-N    bulk from client to server over N flows (stream-N-down: the other way)
+  idle-N      memory for each of N flows that are open and silent
+Contenders:
+  direct      no proxy and no encryption: the floor
+  haproxy     two haproxy in TCP mode, mutual TLS 1.3 between them
+  stunnel     two stunnel, mutual TLS 1.3 between them
+
+Examples:
+  opencluster-bench                                    the whole report, about 12 minutes
+  opencluster-bench --quick                            a first impression, about 3 minutes
+  opencluster-bench --scenarios rr-16,crr-8 --rounds 9
+  opencluster-bench --contenders direct,haproxy -o json | jq '.scenarios[0].contenders'
+
+Writes report.json, report.md and SVG plots into the folder of --out, also when something failed.
+Exit codes: 0 all measured and the bar met (or not part of the run), 1 failed or the bar not met, 2 wrong usage.";
+
+#[derive(Debug, Parser)]
+#[command(name = "opencluster-bench", version, about = ABOUT, after_help = AFTER, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Three short rounds instead of seven
+    #[arg(long)]
+    quick: bool,
+    /// Only these scenarios, separated by commas [default: those of the report]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = parse_scenario)]
+    scenarios: Vec<Scenario>,
+    /// Only these contenders, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = contender::NAMES)]
+    contenders: Vec<String>,
+    /// Rounds of every scenario and contender [default: 7, quick: 3]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// Measured seconds of a round [default: 2, quick: 1]
+    #[arg(long, value_parser = parse_seconds, allow_negative_numbers = true)]
+    seconds: Option<f64>,
+    /// Where the report, its plots, and the contenders' configurations and logs go
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+    out: PathBuf,
+    /// What to print at the end
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Name of the run; runs of different names can exist side by side (but disturb each other's figures)
+    #[arg(long, default_value = "bench", value_parser = parse_name)]
+    name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The tables of report.md
+    Table,
+    /// report.json
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The server of the load generator: echo, sink and source, until killed
+    Serve {
+        /// Where to echo
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        echo: SocketAddr,
+        /// Where to swallow bytes and count them
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        sink: SocketAddr,
+        /// Where to send bytes from
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        source: SocketAddr,
+    },
+    /// One run of the load generator's client; prints its outcome as JSON
+    Load(LoadArgs),
+    /// Remove what a killed run left behind
+    Clean {
+        /// Name of the run
+        #[arg(long, default_value = "bench", value_parser = parse_name)]
+        name: String,
+    },
+    /// Run a command in a network namespace
+    #[command(hide = true)]
+    Enter {
+        #[arg(long)]
+        net: String,
+        #[arg(long)]
+        parent: u32,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// What to do
+    #[arg(value_enum)]
+    pattern: PatternArg,
+    /// The server's address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    to: SocketAddr,
+    /// Connections, flows or clients
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    connections: u32,
+    /// Measured seconds
+    #[arg(long, default_value_t = 2.0, value_parser = parse_seconds, allow_negative_numbers = true)]
+    seconds: f64,
+    /// Seconds before measuring
+    #[arg(long, default_value_t = 0.2, value_parser = parse_seconds, allow_negative_numbers = true)]
+    warmup: f64,
+    /// Requests a second, for fixed
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
+    /// Bytes of a request
+    #[arg(long, default_value_t = 64, value_parser = parse_size)]
+    size: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PatternArg {
+    /// Round trips, closed loop
+    Rr,
+    /// Round trips at a fixed rate
+    Fixed,
+    /// Connect, round trip, close
+    Crr,
+    /// Bulk to the server
+    Stream,
+    /// Bulk from the server
+    StreamDown,
+    /// Open connections and hold them until a line comes on standard input
+    Hold,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => run(&cli.run),
+        Some(Command::Serve { echo, sink, source }) => {
+            load::serve(&Listeners { echo, sink, source }, || print_line("ready")).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Load(args)) => client(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Clean { name }) => {
+            runtime().and_then(|rt| rt.block_on(topology::clean(&name))).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Enter { net, parent, command }) => Err(process::enter(&net, parent, &command)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("opencluster-bench: {error}");
+        ExitCode::from(FAILED)
+    })
+}
+
+fn run(args: &RunArgs) -> Result<ExitCode, BenchError> {
+    let settings = settings(args)?;
+    let machine = machine()?;
+    if machine.load_average > 0.7 {
+        eprintln!(
+            "the load average of this machine is {:.2}: other work on it will distort the figures",
+            machine.load_average
+        );
+    }
+    let mut results = Results::new(contender::versions(&settings.contenders));
+    let outcome = runtime()?.block_on(until_signal(&settings, &mut results));
+    let report = Report::build(&settings, machine, &results, outcome.as_ref().err().map(ToString::to_string));
+    report.write(&settings.folder)?;
+    match args.output {
+        Format::Json => print_line(&report.to_json()?)?,
+        Format::Table => print_line(&markdown::render(&report, &[]))?,
+    }
+    eprintln!("the report is in {}", settings.folder.display());
+    outcome?;
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// The run, which a signal ends; the namespaces are removed either way.
+async fn until_signal(settings: &Settings, results: &mut Results) -> Result<(), BenchError> {
+    let topology = topology::Topology::up(&settings.name).await?;
+    let listen = |kind| tokio::signal::unix::signal(kind).map_err(BenchError::file("listening for", "signals"));
+    let mut terminate = listen(tokio::signal::unix::SignalKind::terminate())?;
+    let mut interrupt = listen(tokio::signal::unix::SignalKind::interrupt())?;
+    let outcome = tokio::select! {
+        outcome = runner::run(settings, &topology, results) => outcome,
+        _ = terminate.recv() => Err(BenchError::Interrupted),
+        _ = interrupt.recv() => Err(BenchError::Interrupted),
+    };
+    // Dropping the run killed its programs. Both errors matter, the first one more.
+    let removed = topology.remove().await;
+    outcome.and(removed)
+}
+
+fn settings(args: &RunArgs) -> Result<Settings, BenchError> {
+    fs::create_dir_all(&args.out).map_err(BenchError::file("creating", &args.out))?;
+    let folder = fs::canonicalize(&args.out).map_err(BenchError::file("finding", &args.out))?;
+    let scenarios = if args.scenarios.is_empty() { Scenario::contract() } else { args.scenarios.clone() };
+    let contenders =
+        if args.contenders.is_empty() { contender::NAMES.map(String::from).to_vec() } else { args.contenders.clone() };
+    let rounds = usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 7 }));
+    Ok(Settings {
+        scenarios: unique(scenarios.iter().map(ToString::to_string)),
+        contenders: unique(contenders.into_iter()),
+        rounds,
+        idle_rounds: rounds.min(if args.quick { 1 } else { 3 }),
+        seconds: args.seconds.unwrap_or(if args.quick { 1.0 } else { 2.0 }),
+        warmup_seconds: 0.2,
+        open_files: process::raise_open_files()?,
+        name: args.name.clone(),
+        folder,
+    })
+}
+
+fn unique(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = Vec::new();
+    for name in names {
+        if !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen
+}
+
+fn client(args: &LoadArgs) -> Result<(), BenchError> {
+    let pattern = match args.pattern {
+        PatternArg::Hold => {
+            let count = args.connections as usize;
+            return load::hold(args.to, count, args.size, |outcome| {
+                print_json(outcome)?;
+                let mut line = [0; 1];
+                // The end of the input is as good as a line: whoever held it is gone.
+                std::io::stdin().read(&mut line).map(|_| ()).map_err(BenchError::file("reading", "standard input"))
+            })
+            .map(|_| ());
+        }
+        PatternArg::Rr => Pattern::RoundTrip,
+        PatternArg::Fixed => Pattern::Fixed(args.rate),
+        PatternArg::Crr => Pattern::Crr,
+        PatternArg::Stream => Pattern::Stream,
+        PatternArg::StreamDown => Pattern::StreamDown,
+    };
+    print_json(&load::run(&Plan {
+        pattern,
+        to: args.to,
+        connections: args.connections as usize,
+        length: Duration::from_secs_f64(args.seconds),
+        warmup: Duration::from_secs_f64(args.warmup),
+        size: args.size,
+    })?)
+}
+
+fn print_json(outcome: &Outcome) -> Result<(), BenchError> {
+    let text = serde_json::to_string(outcome)
+        .map_err(|source| BenchError::Json { what: "the outcome of the load".into(), source })?;
+    print_line(&text)
+}
+
+fn print_line(text: &str) -> Result<(), BenchError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(BenchError::file("writing", "standard output"))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, BenchError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BenchError::file("starting", "the runtime"))
+}
+
+fn machine() -> Result<Machine, BenchError> {
+    let read = |path: &str| fs::read_to_string(path).map_err(BenchError::file("reading", path));
+    let after = |text: &str, name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name));
+        line.and_then(|l| l.split_once(':')).map_or_else(|| "unknown".into(), |(_, value)| value.trim().to_owned())
+    };
+    let memory = after(&read("/proc/meminfo")?, "MemTotal");
+    Ok(Machine {
+        cpu: after(&read("/proc/cpuinfo")?, "model name"),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        memory_bytes: memory.split(' ').next().and_then(|k| k.parse::<u64>().ok()).unwrap_or(0) * 1024,
+        kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        load_average: read("/proc/loadavg")?.split(' ').next().and_then(|l| l.parse().ok()).unwrap_or(0.0),
+    })
+}
+
+fn parse_scenario(text: &str) -> Result<Scenario, String> {
+    text.parse()
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("must be a number of seconds between 0 and 3600".into()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(size) if (1..=load::MAX_SIZE).contains(&size) => Ok(size),
+        _ => Err(format!("must be a number of bytes between 1 and {}", load::MAX_SIZE)),
+    }
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=16).contains(&text.len()) && text.chars().all(fine) && !text.starts_with('-') {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 16 lower-case letters, digits and dashes".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, String> {
+        Cli::try_parse_from(line.split(' ')).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_arguments_say_what_is_possible() {
+        for (line, hint) in [
+            ("b --scenarios rr-1,ping", "rr-16"),
+            ("b --contenders nginx", "haproxy"),
+            ("b --rounds 0", "1..=1000"),
+            ("b --seconds -1", "between 0 and 3600"),
+            ("b --seconds nan", "between 0 and 3600"),
+            ("b --name ../x", "lower-case"),
+            ("b load rr", "--to"),
+            ("b load rr --to nowhere", "--to"),
+            ("b load rr --to 127.0.0.1:1 --size 0", "between 1 and"),
+            ("b --quick load rr --to 127.0.0.1:1", "cannot be used with"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_contract_and_quick_is_shorter() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |extra: &str| {
+            let line = format!("b --out {}{extra}", folder.path().display());
+            settings(&parse(&line).unwrap().run).unwrap()
+        };
+        let (full, quick) = (of(""), of(" --quick"));
+        assert_eq!(full.scenarios, crate::scenario::CONTRACT);
+        assert!(full.rounds >= 7 && quick.rounds < full.rounds && quick.seconds < full.seconds);
+        assert_eq!(of(" --scenarios rr-1,rr-1").scenarios, ["rr-1"]);
+        assert_eq!(of(" --quick --rounds 5").rounds, 5);
+    }
+}

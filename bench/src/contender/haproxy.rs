@@ -1,0 +1,68 @@
+//! A pair of haproxy: plain TCP in and mutual TLS out on the client's host, the reverse on the server's.
+//!
+//! In TCP mode every client connection has a server connection of its own: haproxy can neither keep nor pool them, and
+//! each new one pays a TLS handshake. Sessions are resumed (haproxy's default), which makes that as cheap as it gets.
+
+use std::path::PathBuf;
+
+use tokio::process::Command;
+
+use super::pki::SERVER_NAME;
+use super::{Kind, Service, Site, write};
+use crate::error::BenchError;
+use crate::process;
+use crate::topology;
+
+/// Log file and command of the client side and of the server side.
+pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchError> {
+    let (authority, wire) = (site.pki.authority.display(), topology::SERVER);
+    let common = common(process::flows_within(site.open_files).min(20_000));
+    let client = Service::ALL.map(|service| {
+        let (name, own, peer) = (service.name(), Kind::Haproxy.local_port(service), Kind::Haproxy.wire_port(service));
+        let certificate = site.pki.client.display();
+        format!(
+            "listen {name}\n  bind 127.0.0.1:{own} backlog 4096\n  server peer {wire}:{peer} ssl crt {certificate} \
+             ca-file {authority} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME})\n"
+        )
+    });
+    let server = Service::ALL.map(|service| {
+        let (name, app, own) = (service.name(), service.port(), Kind::Haproxy.wire_port(service));
+        let certificate = site.pki.server.display();
+        format!(
+            "listen {name}\n  bind {wire}:{own} backlog 4096 ssl crt {certificate} ca-file {authority} verify required \
+             curves X25519\n  server app 127.0.0.1:{app}\n"
+        )
+    });
+    [("client", site.topology.client(), client), ("server", site.topology.server(), server)]
+        .into_iter()
+        .map(|(side, host, text)| {
+            let config = site.folder.join(format!("haproxy-{side}.cfg"));
+            write(&config, &(common.clone() + &text.concat()))?;
+            let mut command = process::in_namespace(&host, "haproxy")?;
+            command.arg("-db").arg("-f").arg(config);
+            Ok((site.folder.join(format!("haproxy-{side}.log")), command))
+        })
+        .collect()
+}
+
+/// One thread a core; buffers and record sizes as they come. `haproxy-*.cfg` beside the report is what was really run.
+fn common(flows: usize) -> String {
+    format!(
+        "\
+global
+  nbthread 2
+  maxconn {flows}
+  tune.ssl.cachesize 20000
+  ssl-default-bind-options ssl-min-ver TLSv1.3
+  ssl-default-server-options ssl-min-ver TLSv1.3
+  ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
+  ssl-default-server-ciphersuites TLS_AES_128_GCM_SHA256
+defaults
+  mode tcp
+  maxconn {flows}
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+"
+    )
+}

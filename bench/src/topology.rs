@@ -1,0 +1,136 @@
+//! The peers' hosts: network namespaces of this run, joined by a bridge in a third one.
+//!
+//! Nothing of it touches the machine's own network: even the bridge has a namespace of its own. Everything is removed at
+//! the end, and what a killed run left behind is removed at the next start.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::error::BenchError;
+use crate::process;
+
+/// Settings of the namespaces. Without them a test of connection rates measures the kernel's search for a free port.
+pub const SYSCTLS: [(&str, &str); 5] = [
+    ("net/ipv4/ip_local_port_range", "16000 65535"),
+    ("net/ipv4/tcp_tw_reuse", "1"),
+    ("net/ipv4/tcp_max_tw_buckets", "2048"),
+    ("net/ipv4/tcp_max_syn_backlog", "4096"),
+    ("net/core/somaxconn", "4096"),
+];
+
+const STEP: Duration = Duration::from_secs(20);
+
+/// The server's host.
+pub const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 12));
+/// The client's host.
+pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 11));
+
+/// The namespaces of one run, and the lock that keeps another run of the same name away.
+#[derive(Debug)]
+pub struct Topology {
+    prefix: String,
+    _lock: UnixListener,
+}
+
+impl Topology {
+    /// Takes the lock and builds the namespaces, after removing any of the same name.
+    pub async fn up(name: &str) -> Result<Self, BenchError> {
+        let prefix = prefix(name);
+        let topology = Self { _lock: lock(&prefix)?, prefix };
+        topology.remove().await?;
+        let (net, client, server) = (topology.net(), topology.client(), topology.server());
+        for namespace in [&net, &client, &server] {
+            ip(&["netns", "add", namespace]).await?;
+            ip(&["-n", namespace, "link", "set", "lo", "up"]).await?;
+        }
+        ip(&["-n", &net, "link", "add", "br0", "type", "bridge"]).await?;
+        ip(&["-n", &net, "link", "set", "br0", "up"]).await?;
+        for (host, port, address) in [(&client, "to-a", CLIENT), (&server, "to-b", SERVER)] {
+            ip(&["-n", &net, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host]).await?;
+            ip(&["-n", &net, "link", "set", port, "master", "br0", "up"]).await?;
+            ip(&["-n", host, "addr", "add", &format!("{address}/24"), "dev", "eth0"]).await?;
+            ip(&["-n", host, "link", "set", "eth0", "up"]).await?;
+            tune(host)?;
+        }
+        Ok(topology)
+    }
+
+    /// Removes the namespaces that there are.
+    pub async fn remove(&self) -> Result<(), BenchError> {
+        remove(&self.prefix).await
+    }
+
+    /// The client's namespace.
+    pub fn client(&self) -> String {
+        format!("{}-a", self.prefix)
+    }
+
+    /// The server's namespace.
+    pub fn server(&self) -> String {
+        format!("{}-b", self.prefix)
+    }
+
+    fn net(&self) -> String {
+        format!("{}-net", self.prefix)
+    }
+}
+
+/// Removes what a run of this name left behind; refused while that run is alive.
+pub async fn clean(name: &str) -> Result<(), BenchError> {
+    let prefix = prefix(name);
+    let _lock = lock(&prefix)?;
+    remove(&prefix).await
+}
+
+/// Applies [`SYSCTLS`] in a network namespace under /run/netns.
+pub fn tune(net: &str) -> Result<(), BenchError> {
+    let net = net.to_owned();
+    // /proc/sys/net shows the namespace of the thread that opens it: a thread of its own, which ends here.
+    let thread = std::thread::spawn(move || {
+        process::join(&net)?;
+        SYSCTLS.iter().try_for_each(|(key, value)| {
+            let path = PathBuf::from("/proc/sys").join(key);
+            fs::write(&path, value).map_err(BenchError::file("setting", path))
+        })
+    });
+    thread.join().unwrap_or_else(|_| Err(BenchError::Peer("the thread that sets the kernel's parameters died".into())))
+}
+
+fn prefix(name: &str) -> String {
+    if name == "bench" { "ocbench".into() } else { format!("ocbench-{name}") }
+}
+
+/// An abstract socket is a lock that leaves nothing behind, however its holder ends.
+fn lock(prefix: &str) -> Result<UnixListener, BenchError> {
+    let address =
+        SocketAddr::from_abstract_name(format!("{prefix}-lock")).map_err(BenchError::socket("naming a lock"))?;
+    UnixListener::bind_addr(&address).map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => BenchError::Peer(format!(
+            "another benchmark named {prefix} is running: wait for it, or give this one another --name"
+        )),
+        _ => BenchError::socket(format!("taking the lock {prefix}-lock"))(e),
+    })
+}
+
+async fn remove(prefix: &str) -> Result<(), BenchError> {
+    for host in ["a", "b", "net"] {
+        let namespace = format!("{prefix}-{host}");
+        if PathBuf::from("/run/netns").join(&namespace).exists() {
+            ip(&["netns", "del", &namespace]).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ip(args: &[&str]) -> Result<(), BenchError> {
+    let mut command = Command::new("ip");
+    command.args(args);
+    process::finished(command, STEP).await.map(|_| ())
+}
