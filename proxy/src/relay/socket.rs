@@ -1,0 +1,147 @@
+//! A nonblocking TCP socket that asks the kernel first and waits second.
+//!
+//! tokio's own methods wait for readiness before they try, and need a second system call to learn that a socket is
+//! drained. Here a short read or write clears the readiness itself, so a small message costs one `epoll_wait`, one read
+//! and one write.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// A connected socket, registered with the worker's runtime.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    /// It may be worth trying: nothing was heard to the contrary since the last wake-up.
+    readable: bool,
+    writable: bool,
+}
+
+impl Socket {
+    /// Takes over a connected stream. Nagle's algorithm is off: this proxy does its own coalescing.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, readable: true, writable: true })
+    }
+
+    /// For handshakes, which use tokio's own methods.
+    pub fn stream_mut(&mut self) -> &mut TcpStream {
+        // Whatever happened there, trying is right.
+        self.readable = true;
+        self.writable = true;
+        &mut self.stream
+    }
+
+    /// The underlying stream.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Waits until a read is worth trying. Costs nothing if the last read filled its buffer.
+    pub fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.readable {
+            ready!(self.stream.poll_read_ready(context))?;
+            self.readable = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads into the buffers in order; 0 is the end of the stream.
+    pub fn poll_read_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable(context))?;
+            let wanted: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            let result = match &mut *buffers {
+                [single] => rustix::net::recv(&self.stream, &mut **single, RecvFlags::DONTWAIT).map(|(read, _)| read),
+                many => rustix::io::readv(&self.stream, many),
+            };
+            match result {
+                Ok(read) => {
+                    if read < wanted && read > 0 {
+                        self.drained();
+                    }
+                    return Poll::Ready(Ok(read));
+                }
+                Err(Errno::AGAIN) => self.drained(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Writes some of the buffers.
+    pub fn poll_write_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if !self.writable {
+                ready!(self.stream.poll_write_ready(context))?;
+                self.writable = true;
+            }
+            let wanted: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            let result = match buffers {
+                [single] => rustix::net::send(&self.stream, single, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+                // The Rust runtime ignores SIGPIPE.
+                many => rustix::io::writev(&self.stream, many),
+            };
+            match result {
+                Ok(written) => {
+                    if written < wanted {
+                        self.full();
+                    }
+                    return Poll::Ready(Ok(written));
+                }
+                Err(Errno::AGAIN) => self.full(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Ends our direction in order.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?)
+    }
+
+    /// Closes the socket so that the other side sees a reset.
+    pub fn reset(self) {
+        if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            // It is closed all the same, only less loudly.
+            tracing::debug!(%error, "a connection was closed without a reset");
+        }
+    }
+
+    /// Whether the peer has closed or sent something unasked for, as far as epoll has told us (no system call).
+    pub fn is_disturbed(&self) -> bool {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        self.stream.poll_read_ready(&mut context).is_ready()
+    }
+
+    fn drained(&mut self) {
+        self.readable = false;
+        clear(&self.stream, Interest::READABLE);
+    }
+
+    fn full(&mut self) {
+        self.writable = false;
+        clear(&self.stream, Interest::WRITABLE);
+    }
+}
+
+/// Tells tokio that the kernel has nothing more for now. What closes a direction stays set, and an event that comes in
+/// between is not lost: tokio compares ticks.
+fn clear(stream: &TcpStream, interest: Interest) {
+    let cleared = stream.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    debug_assert!(cleared.is_err());
+}

@@ -1,0 +1,297 @@
+//! The receiving side: tunnels from other proxies. The peer is authenticated by the handshake; each flow is registered,
+//! then decided about, then connected to the application.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use opencluster_identity::SpiffeId;
+use opencluster_policy::resource::Protocol;
+use rustls::ServerConfig;
+use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
+use tokio::net::TcpStream;
+
+use super::info::{Party, TunnelInfo, wall_clock};
+use super::link::{LinkError, Tunnel};
+use super::oct::exchange::{Exchange, Role};
+use super::oct::frame::{Event, Kind, Open, Refusal, RefusalCode};
+use super::tls::handshake::{self, HandshakeError};
+use crate::admin::metrics::PairCounters;
+use crate::authz;
+use crate::relay::socket::Socket;
+use crate::relay::{Ending, Outcome, Relay};
+use crate::shared::NotReady;
+use crate::worker::Worker;
+use crate::worker::registry::{Cut, Flow, FlowGuard, HeldGuard, Phase, Side};
+use crate::worker::report::Verdict;
+
+/// Why an inbound tunnel was not served, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum InboundError {
+    /// The node carries nothing at the moment.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// A limit is reached.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// The handshake failed.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// It took too long.
+    #[error("the peer did not complete the TLS handshake in time")]
+    Timeout,
+    /// The peer's identity is not accepted.
+    #[error(transparent)]
+    Peer(#[from] opencluster_identity::verify::VerifyError),
+    /// The peer asked for an identity that is not held any more.
+    #[error("the peer asked for an identity that this node does not hold")]
+    NoIdentity,
+    /// The tunnel broke.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The socket.
+    #[error("tunnel socket: {0}")]
+    Io(#[from] io::Error),
+    /// It was cut.
+    #[error("the tunnel was cut: {0}")]
+    Cut(Cut),
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, config: Arc<ServerConfig>) {
+    let result = match handshake(&worker, stream, peer, config).await {
+        Ok((tunnel, info)) => serve_tunnel(&worker, tunnel, info, peer).await,
+        Err(error) => {
+            worker.shared.metrics.handshake_failures.inc();
+            tracing::info!(%peer, %error, "inbound tunnel refused");
+            return;
+        }
+    };
+    match result {
+        Ok(()) | Err(InboundError::Link(LinkError::CloseNotify)) => {}
+        Err(error) => tracing::debug!(%peer, %error, "inbound tunnel ended"),
+    }
+}
+
+async fn handshake(
+    worker: &Worker,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    config: Arc<ServerConfig>,
+) -> Result<(Tunnel, Rc<TunnelInfo>), InboundError> {
+    let shared = &worker.shared;
+    shared.carry()?;
+    let _slot = worker.handshake_slot().ok_or(InboundError::Limit("TLS handshakes at once"))?;
+    super::tune(&stream)?;
+    let established = tokio::time::timeout(shared.limits.handshake_timeout, handshake::accept(&mut stream, config))
+        .await
+        .map_err(|_| InboundError::Timeout)??;
+    let remote = shared.trust.verify(&established.agreed.chain, wall_clock())?;
+    let name = established.agreed.server_name.as_deref().ok_or(InboundError::NoIdentity)?;
+    let svid = shared.svids.by_server_name(name).ok_or(InboundError::NoIdentity)?;
+    let local = Party::local(&worker.intern(svid.id()), &svid);
+    let info = Rc::new(TunnelInfo::new(local, &remote, peer, &established.agreed));
+    let tunnel = Tunnel::from_handshake(Socket::new(stream)?, established)
+        .ok_or(InboundError::Limit("data behind the handshake"))?;
+    shared.metrics.handshakes.inc();
+    Ok((tunnel, info))
+}
+
+async fn serve_tunnel(
+    worker: &Rc<Worker>,
+    mut tunnel: Tunnel,
+    info: Rc<TunnelInfo>,
+    peer: SocketAddr,
+) -> Result<(), InboundError> {
+    let limits = &worker.shared.limits;
+    let _peer_slot = worker.peer_slot(&info.remote.id).ok_or(InboundError::Limit("tunnels of one identity"))?;
+    if worker.registry.held_count() >= limits.tunnels {
+        return Err(InboundError::Limit("inbound tunnels"));
+    }
+    let held = worker.registry.add_held(Rc::clone(&info));
+    // Registered first, checked second: a revocation in between is seen by one of the two.
+    if let Some(reason) = info.revoked(&worker.shared.trust) {
+        return Err(InboundError::Cut(Cut::Identity(reason)));
+    }
+    let counters = worker.shared.metrics.pair(Side::Inbound, &info.remote.id, &info.local.id);
+    loop {
+        let open = next_open(&mut tunnel, &held).await?;
+        held.phase.set(Phase::Busy);
+        let reusable = Box::pin(serve_flow(worker, &mut tunnel, &info, &counters, peer, open)).await;
+        if !reusable {
+            tunnel.reset();
+            return Ok(());
+        }
+        held.phase.set(Phase::Idle(Instant::now()));
+        if worker.shared.is_draining() || !info.is_current(wall_clock()) {
+            tunnel.close();
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for the next OPEN. The worker's sweep cuts tunnels that take too long; there is no timer for each.
+async fn next_open(tunnel: &mut Tunnel, held: &HeldGuard) -> Result<Open, InboundError> {
+    let event = poll_fn(|context| {
+        if let Poll::Ready(cut) = held.watch.poll_cut(context) {
+            return Poll::Ready(Err(InboundError::Cut(cut)));
+        }
+        match tunnel.poll_event(context) {
+            Poll::Ready(event) => Poll::Ready(event.map_err(InboundError::from)),
+            Poll::Pending => {
+                if tunnel.is_mid_frame() && matches!(held.phase.get(), Phase::Idle(_)) {
+                    held.phase.set(Phase::Opening(Instant::now()));
+                }
+                Poll::Pending
+            }
+        }
+    })
+    .await?;
+    let kind = match event {
+        Event::Open(open) => return Ok(open),
+        Event::Accept => Kind::Accept,
+        Event::Refuse(_) => Kind::Refuse,
+        Event::Data(_) => Kind::Data,
+        Event::Fin => Kind::Fin,
+        Event::Reset => Kind::Reset,
+    };
+    let direction = Exchange::new(Role::Acceptor).remote();
+    Err(LinkError::from(super::oct::exchange::Violation { kind, direction }).into())
+}
+
+/// One flow from OPEN to its end; whether the tunnel is fit for the next.
+async fn serve_flow(
+    worker: &Rc<Worker>,
+    tunnel: &mut Tunnel,
+    info: &Rc<TunnelInfo>,
+    counters: &PairCounters,
+    peer: SocketAddr,
+    open: Open,
+) -> bool {
+    let flow = worker.registry.add_flow(Flow::new(
+        Side::Inbound,
+        open.flow,
+        open.trace,
+        peer,
+        open.target,
+        Arc::clone(&info.remote.id),
+    ));
+    *flow.tunnel.borrow_mut() = Some(Rc::clone(info));
+    let mut exchange = Exchange::new(Role::Acceptor);
+    // The exchange is new: OPEN is what it waits for.
+    if exchange.received(Kind::Open).is_err() {
+        return false;
+    }
+    let (app, refusal) = match admit(worker, &flow, info, peer).await {
+        Ok(app) => {
+            tunnel.queue(Kind::Accept);
+            exchange.sent(Kind::Accept);
+            flow.accepted();
+            counters.flows.inc();
+            (Some(app), None)
+        }
+        Err(refusal) => {
+            tunnel.queue_refusal(&refusal);
+            exchange.sent(Kind::Refuse);
+            worker.shared.metrics.refused(Side::Inbound, refusal.code.name());
+            (None, Some(refusal))
+        }
+    };
+    let relay = Relay { app, tunnel, exchange, flow: &flow, replay: Vec::new(), keep: false };
+    let Outcome { ending, reusable } = relay.run().await;
+    let (sent, received) = flow.take_unreported();
+    counters.sent.inc_by(sent);
+    counters.received.inc_by(received);
+    match refusal {
+        Some(refusal) => worker.report(&flow, &Verdict::refused_here(&refusal)),
+        None => worker.report(&flow, &Verdict::ended(&ending)),
+    }
+    reusable && !matches!(ending, Ending::Broken(_))
+}
+
+/// Decides, then connects to the application.
+async fn admit(worker: &Worker, flow: &FlowGuard, info: &TunnelInfo, peer: SocketAddr) -> Result<Socket, Refusal> {
+    authorize(worker, flow, &info.local.id, peer)?;
+    let app = connect(flow.target, worker.shared.limits.connect_timeout).await?;
+    // While it connected, the verdict may have changed.
+    match flow.watch.reason() {
+        Some(cut) => Err(Refusal::new(RefusalCode::Denied, cut.to_string())),
+        None => Ok(app),
+    }
+}
+
+fn authorize(worker: &Worker, flow: &FlowGuard, local: &Arc<SpiffeId>, peer: SocketAddr) -> Result<(), Refusal> {
+    let shared = &worker.shared;
+    let index = shared.carry().map_err(|reason| {
+        let code = if reason == NotReady::Draining { RefusalCode::Draining } else { RefusalCode::NotReady };
+        Refusal::new(code, reason.to_string())
+    })?;
+    let Some(index) = index.as_ref() else {
+        return Err(Refusal::new(RefusalCode::NotReady, NotReady::Configuration.to_string()));
+    };
+    if worker.registry.flow_count() > shared.limits.flows {
+        return Err(Refusal::new(RefusalCode::Overloaded, "too many flows on the destination's node"));
+    }
+    let ours = shared.node.addresses.contains(&flow.target.ip());
+    let route = index.route(flow.target, Protocol::Tcp).filter(|route| ours && route.workload == *local);
+    if route.is_none() {
+        let text = format!("{} is not an address and port of {local} on this node", flow.target);
+        return Err(Refusal::new(RefusalCode::WrongDestination, text));
+    }
+    if flow.destination.set(Arc::clone(local)).is_err() {
+        return Err(Refusal::new(RefusalCode::WrongDestination, "the flow has a destination already"));
+    }
+    flow.source_address.set(Some(peer.ip()));
+    let port = flow.target.port();
+    let verdict = authz::decide(index, &flow.source, peer.ip(), local, port);
+    flow.decision.set(Some(verdict.decision));
+    flow.dry_run.set(verdict.dry_run);
+    if !verdict.decision.allowed() {
+        let text = authz::denial(index, verdict.decision, &flow.source, local, port);
+        return Err(Refusal::new(RefusalCode::Denied, text));
+    }
+    if let Some(cut) = flow.watch.reason() {
+        return Err(Refusal::new(RefusalCode::Revoked, cut.to_string()));
+    }
+    Ok(())
+}
+
+/// Connects to the application, without waiting where the kernel does not (loopback completes at once).
+async fn connect(target: SocketAddr, limit: std::time::Duration) -> Result<Socket, Refusal> {
+    let refused = |error: io::Error| {
+        let code = match error.kind() {
+            io::ErrorKind::ConnectionRefused => RefusalCode::ConnectRefused,
+            io::ErrorKind::TimedOut => RefusalCode::ConnectTimeout,
+            _ if error.raw_os_error() == Some(libc::EMFILE) => RefusalCode::Overloaded,
+            _ => RefusalCode::Unreachable,
+        };
+        Refusal::new(code, format!("{target}: {error}"))
+    };
+    let stream = start_connect(target).map_err(refused)?;
+    if stream.peer_addr().is_err() {
+        match tokio::time::timeout(limit, stream.writable()).await {
+            Ok(ready) => ready.map_err(refused)?,
+            Err(_) => {
+                return Err(Refusal::new(RefusalCode::ConnectTimeout, format!("{target} did not answer in time")));
+            }
+        }
+        if let Some(error) = stream.take_error().map_err(refused)? {
+            return Err(refused(error));
+        }
+    }
+    Socket::new(stream).map_err(refused)
+}
+
+fn start_connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = RawSocket::new(Domain::for_address(target), Type::STREAM.nonblocking(), None)?;
+    match socket.connect(&SockAddr::from(target)) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    TcpStream::from_std(StdTcpStream::from(socket))
+}

@@ -1,0 +1,379 @@
+//! Workers: one thread for each core, with a runtime, listeners, pools and flows of its own. Nothing of a flow ever
+//! crosses to another thread.
+
+pub mod listen;
+pub mod registry;
+pub mod report;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use opencluster_identity::SpiffeId;
+use opencluster_identity::tls::{ClientAuth, ServerIdentity, TlsError, server_config};
+use rustls::ServerConfig;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use self::listen::{Listening, Spec};
+use self::registry::{Cut, Flow, Registry};
+use self::report::{Live, Verdict};
+use crate::access_log::{BATCH, Entry};
+use crate::authz;
+use crate::sandbox::{self, Applied, SandboxError};
+use crate::shared::{NotReady, Shared, boottime};
+use crate::tunnel::oct;
+use crate::tunnel::pool::Pools;
+
+/// How often a worker hands over its log, accounts and sweeps.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Polls of tasks between two looks at the sockets. Small, so that a bulk flow that always has work does not keep the
+/// others from being noticed.
+const EVENT_INTERVAL: u32 = 8;
+
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 64;
+
+/// Why a worker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The thread or its runtime.
+    #[error("worker {number} could not start: {source}")]
+    Start {
+        /// Which.
+        number: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its TLS configuration.
+    #[error("worker {number}: {source}")]
+    Tls {
+        /// Which.
+        number: usize,
+        /// Why.
+        source: TlsError,
+    },
+    /// Its sandbox.
+    #[error("worker {number}: {source}")]
+    Sandbox {
+        /// Which.
+        number: usize,
+        /// Why.
+        source: SandboxError,
+    },
+    /// It ended before it was ready.
+    #[error("worker {0} ended while it started")]
+    Died(usize),
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve this listener.
+    Listen(Spec),
+    /// Stop listening for this workload's connections.
+    Unlisten(Arc<SpiffeId>),
+    /// Describe the flows.
+    Flows(oneshot::Sender<Vec<Live>>),
+    /// Stop listening; cut what is left at the deadline, then end.
+    Drain(Instant),
+}
+
+/// A running worker, seen from the control thread.
+#[derive(Debug)]
+pub struct Handle {
+    /// Where commands go.
+    pub commands: mpsc::Sender<Command>,
+    /// Its thread.
+    pub thread: JoinHandle<()>,
+    /// What its sandbox applied.
+    pub applied: Applied,
+}
+
+/// A worker's own state. Only its thread sees it.
+#[derive(Debug)]
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Its flows and inbound tunnels.
+    pub registry: Rc<Registry>,
+    /// Its warm tunnels.
+    pub pools: Pools,
+    number: usize,
+    handshakes: Cell<usize>,
+    peers: RefCell<HashMap<Arc<SpiffeId>, usize>>,
+    names: RefCell<HashSet<Arc<SpiffeId>>>,
+    log: RefCell<Vec<Entry>>,
+    next_flow: Cell<u64>,
+    ticks: Cell<u64>,
+}
+
+/// Starts worker `number` and waits until its sandbox is in force.
+pub async fn start(shared: Arc<Shared>, number: usize, sandboxed: bool) -> Result<Handle, WorkerError> {
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (ready, started) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || run_thread(shared, number, sandboxed, inbox, ready))
+        .map_err(|source| WorkerError::Start { number, source })?;
+    let applied = started.await.unwrap_or(Err(WorkerError::Died(number)))?;
+    Ok(Handle { commands, thread, applied })
+}
+
+fn run_thread(
+    shared: Arc<Shared>,
+    number: usize,
+    sandboxed: bool,
+    inbox: mpsc::Receiver<Command>,
+    ready: oneshot::Sender<Result<Applied, WorkerError>>,
+) {
+    let prepared = prepare(&shared, number, sandboxed);
+    let (runtime, config, applied) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            if ready.send(Err(error)).is_err() {
+                tracing::error!(worker = number, "a worker failed, and nobody asked");
+            }
+            return;
+        }
+    };
+    if ready.send(Ok(applied)).is_err() {
+        return;
+    }
+    let worker = Rc::new(Worker::new(shared, number));
+    runtime.block_on(worker.run(inbox, config));
+}
+
+type Prepared = (tokio::runtime::LocalRuntime, Arc<ServerConfig>, Applied);
+
+fn prepare(shared: &Shared, number: usize, sandboxed: bool) -> Result<Prepared, WorkerError> {
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .event_interval(EVENT_INTERVAL)
+        .build_local(LocalOptions::default())
+        .map_err(|source| WorkerError::Start { number, source })?;
+    let identity = ServerIdentity::ByServerName(shared.svids.clone());
+    let config = server_config(identity, &shared.trust, ClientAuth::Required, &[oct::ALPN])
+        .map_err(|source| WorkerError::Tls { number, source })?;
+    // The record layer takes over the traffic keys: see tunnel/tls/record.rs.
+    let mut config = Arc::unwrap_or_clone(config);
+    config.enable_secret_extraction = true;
+    let applied = if sandboxed {
+        sandbox::confine_worker().map_err(|source| WorkerError::Sandbox { number, source })?
+    } else {
+        Applied::default()
+    };
+    Ok((runtime, Arc::new(config), applied))
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, number: usize) -> Self {
+        Self {
+            registry: Rc::default(),
+            pools: Pools::new(Arc::clone(&shared)),
+            number,
+            handshakes: Cell::new(0),
+            peers: RefCell::default(),
+            names: RefCell::default(),
+            log: RefCell::default(),
+            // The upper half tells processes and workers apart, the lower half counts.
+            next_flow: Cell::new(u64::from(rand::random::<u32>()) << 32),
+            ticks: Cell::new(0),
+            shared,
+        }
+    }
+
+    async fn run(self: Rc<Self>, mut inbox: mpsc::Receiver<Command>, config: Arc<ServerConfig>) {
+        let mut listening = Listening::new(config);
+        let mut deadline: Option<Instant> = None;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Listen(_)) if deadline.is_some() || self.shared.is_severed() => {}
+                    Some(Command::Listen(spec)) => listening.serve(&self, spec),
+                    Some(Command::Unlisten(workload)) => listening.stop_workload(&workload),
+                    Some(Command::Flows(reply)) => {
+                        let flows = self.registry.flows().iter().map(|flow| Live::of(flow)).collect();
+                        if reply.send(flows).is_err() {
+                            tracing::debug!("whoever asked for the flows has gone");
+                        }
+                    }
+                    Some(Command::Drain(at)) => {
+                        listening.stop();
+                        deadline = Some(at);
+                    }
+                    // The control thread is gone: so is the reason to go on.
+                    None => break,
+                },
+                () = self.shared.changed(self.number) => self.enforce(&mut listening),
+                () = self.lease_end() => self.enforce(&mut listening),
+                _ = tick.tick() => self.tick(),
+            }
+            if let Some(at) = deadline {
+                if self.registry.flow_count() == 0 {
+                    break;
+                }
+                if Instant::now() >= at {
+                    self.registry.cut_all(&Cut::Draining);
+                    // One turn for the flows to end in, so that their resets and log lines leave.
+                    tokio::task::yield_now().await;
+                    break;
+                }
+            }
+        }
+        listening.stop();
+        self.registry.cut_all(&Cut::Draining);
+        self.pools.clear();
+        tokio::task::yield_now().await;
+        self.flush_log();
+    }
+
+    /// Resolves when the lease that is known now has ended, without having been extended.
+    async fn lease_end(&self) {
+        loop {
+            let Some(lease) = self.shared.lease() else { return std::future::pending().await };
+            if self.shared.is_severed() {
+                return std::future::pending().await;
+            }
+            let left = lease.saturating_sub(boottime());
+            if left == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_nanos(left)).await;
+        }
+    }
+
+    /// Something changed: policy, revocations, identities, lease. What may not go on ends now.
+    fn enforce(&self, listening: &mut Listening) {
+        if self.shared.alive() == Err(NotReady::LeaseExpired) {
+            tracing::error!("the controller's lease has run out: cutting every flow and dropping every key");
+            self.registry.cut_all(&Cut::LeaseExpired);
+            self.shared.sever();
+        }
+        if self.shared.is_severed() {
+            listening.stop();
+            self.registry.cut_all(&Cut::Severed);
+            self.pools.clear();
+            return;
+        }
+        for flow in self.registry.flows() {
+            if let Err(cut) = authz::recheck(&self.shared, &flow) {
+                flow.watch.cut(cut);
+            }
+        }
+        for held in self.registry.held() {
+            let gone = !self.shared.holds(&held.info.local.id);
+            let reason = held.info.revoked(&self.shared.trust);
+            if let Some(reason) = reason.or_else(|| gone.then(|| "its identity is not held any more".to_owned())) {
+                held.watch.cut(Cut::Identity(reason));
+            }
+        }
+        self.pools.enforce();
+    }
+
+    fn tick(&self) {
+        self.flush_log();
+        let ticks = self.ticks.get() + 1;
+        self.ticks.set(ticks);
+        let metrics = &self.shared.metrics;
+        metrics.set_log_dropped(self.shared.log.dropped());
+        metrics.note_worker(self.number, self.registry.flow_count(), self.registry.held_count());
+        if ticks.is_multiple_of(4) {
+            let now = Instant::now();
+            let limits = &self.shared.limits;
+            metrics.note_idle(self.number, self.pools.sweep(now));
+            self.registry.cut_slow(now, limits.idle_timeout * 2, limits.open_timeout);
+        }
+    }
+
+    /// Reports the end of a flow.
+    pub fn report(&self, flow: &Flow, verdict: &Verdict) {
+        self.shared.metrics.ended(flow.side, verdict.name);
+        let mut log = self.log.borrow_mut();
+        log.push(report::entry(&self.shared, flow, verdict));
+        if log.len() >= BATCH {
+            self.shared.log.submit(std::mem::take(&mut *log));
+        }
+    }
+
+    fn flush_log(&self) {
+        let batch = std::mem::take(&mut *self.log.borrow_mut());
+        if !batch.is_empty() {
+            self.shared.log.submit(batch);
+        }
+    }
+
+    /// A flow ID and a trace ID.
+    pub fn new_ids(&self) -> (u64, u128) {
+        let id = self.next_flow.get();
+        self.next_flow.set(id.wrapping_add(1));
+        (id, rand::random())
+    }
+
+    /// One shared copy of an identity.
+    pub fn intern(&self, id: &SpiffeId) -> Arc<SpiffeId> {
+        let mut names = self.names.borrow_mut();
+        if let Some(known) = names.get(id) {
+            return Arc::clone(known);
+        }
+        let id = Arc::new(id.clone());
+        names.insert(Arc::clone(&id));
+        id
+    }
+
+    /// Leave for one inbound handshake, until it is dropped.
+    pub fn handshake_slot(&self) -> Option<HandshakeSlot<'_>> {
+        let now = self.handshakes.get();
+        (now < self.shared.limits.inbound_handshakes).then(|| {
+            self.handshakes.set(now + 1);
+            HandshakeSlot(&self.handshakes)
+        })
+    }
+
+    /// Leave for one inbound tunnel of this identity, until it is dropped.
+    pub fn peer_slot(self: &Rc<Self>, peer: &Arc<SpiffeId>) -> Option<PeerSlot> {
+        let mut peers = self.peers.borrow_mut();
+        let count = peers.entry(Arc::clone(peer)).or_default();
+        (*count < self.shared.limits.tunnels_per_peer).then(|| {
+            *count += 1;
+            PeerSlot { worker: Rc::clone(self), peer: Arc::clone(peer) }
+        })
+    }
+}
+
+/// See [`Worker::handshake_slot`].
+#[derive(Debug)]
+pub struct HandshakeSlot<'a>(&'a Cell<usize>);
+
+impl Drop for HandshakeSlot<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// See [`Worker::peer_slot`].
+#[derive(Debug)]
+pub struct PeerSlot {
+    worker: Rc<Worker>,
+    peer: Arc<SpiffeId>,
+}
+
+impl Drop for PeerSlot {
+    fn drop(&mut self) {
+        let mut peers = self.worker.peers.borrow_mut();
+        if let Some(count) = peers.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
