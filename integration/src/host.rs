@@ -50,7 +50,7 @@ pub enum HostError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// The holder is gone.
-    #[error("{0}; is the rig up? (opencluster-rig status)")]
+    #[error("the host is not up: {0} (opencluster-rig status shows more)")]
     Process(#[from] ProcessError),
 }
 
@@ -155,8 +155,12 @@ fn write_setting(name: &str, value: &str) -> Result<(), HostError> {
 /// refuses to move one of several to another mount namespace.
 pub fn enter(netns: &str, holder: ProcessId) -> Result<(), HostError> {
     let here = env::current_dir().map_err(io_error("read", Path::new(".")))?;
+    if !holder.is_alive() {
+        return Err(ProcessError::Gone(holder.pid).into());
+    }
     let network = open(&netns::path(netns))?;
     let mounts = open(Path::new(&format!("/proc/{}/ns/mnt", holder.pid)))?;
+    // Looked at again: the number may have changed hands before its namespace was opened.
     if !holder.is_alive() {
         return Err(ProcessError::Gone(holder.pid).into());
     }

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod operator;
 pub mod poll;
 pub mod process;
+pub mod report;
 pub mod rig;
 pub mod state;
 pub mod up;

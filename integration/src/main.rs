@@ -35,10 +35,22 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("opencluster-rig: {error:#}");
+            eprintln!("opencluster-rig: {}", whole_story(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes; most errors tell their cause themselves, and it is not told twice.
+fn whole_story(error: &anyhow::Error) -> String {
+    let mut story = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !story.contains(&cause) {
+            story.push_str(": ");
+            story.push_str(&cause);
+        }
+    }
+    story
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

@@ -1,0 +1,81 @@
+//! `opencluster-probe`: the traffic, honest and hostile, that tests and the demo send through a rig.
+//!
+//! Prints one JSON document a line ([`opencluster_integration::report::Event`]).
+
+#![forbid(unsafe_code)]
+
+mod attack;
+mod echo;
+mod flows;
+mod pulse;
+mod raw;
+mod socket;
+mod transfer;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use opencluster_integration::report::Event;
+
+/// Traffic for tests, honest and hostile.
+#[derive(Debug, Parser)]
+#[command(name = "opencluster-probe", version, max_term_width = 110, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Echo whatever arrives, on every connection, until its end
+    Echo(echo::Options),
+    /// Hold many connections; every line on standard input asks all of them for an echo
+    Flows(flows::Options),
+    /// One connection with an echo every few milliseconds: tells when it lives and when it dies
+    Pulse(pulse::Options),
+    /// Receive, half-closed, and answer with the checksum
+    Sink(transfer::SinkOptions),
+    /// Send much, half-close, and compare checksums
+    Transfer(transfer::Options),
+    /// Try to get a marker out of this host by some way or other
+    Send(raw::Options),
+    /// Be a bad peer
+    Attack(attack::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("opencluster-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match command {
+        Command::Echo(options) => runtime.block_on(echo::serve(&options)),
+        Command::Flows(options) => runtime.block_on(flows::hold(options)),
+        Command::Pulse(options) => runtime.block_on(pulse::beat(&options)),
+        Command::Sink(options) => runtime.block_on(transfer::sink(&options)),
+        Command::Transfer(options) => runtime.block_on(transfer::send(&options)),
+        Command::Send(options) => raw::send(&options),
+        Command::Attack(options) => runtime.block_on(attack::attack(options)),
+    }
+}
+
+/// Prints an event at once: whoever reads it acts upon its time.
+fn tell(event: &Event) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush()?;
+    Ok(())
+}

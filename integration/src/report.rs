@@ -1,0 +1,85 @@
+//! What `opencluster-probe` prints: one JSON document a line, for tests and the demo to read.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of the probe's output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A server listens.
+    Listening {
+        /// Where.
+        address: String,
+    },
+    /// `flows`: all that could be opened are open.
+    Opened {
+        /// How many.
+        count: usize,
+        /// How many could not.
+        failed: usize,
+        /// The first failure.
+        error: Option<String>,
+        /// How long it took.
+        milliseconds: u64,
+    },
+    /// `flows`: every open flow has been asked for an echo.
+    Round {
+        /// How many answered rightly.
+        echoed: usize,
+        /// How many did not; they are closed and not asked again.
+        failed: usize,
+        /// The first failure.
+        error: Option<String>,
+        /// How long it took.
+        milliseconds: u64,
+    },
+    /// `pulse`: the first echo on a connection came back.
+    Up {
+        /// Since the connection was asked for.
+        milliseconds: u64,
+    },
+    /// `pulse`: the connection died, or could not be made.
+    Down {
+        /// How it showed: `reset`, `closed`, `silent`, `refused`, …
+        how: String,
+        /// Time since the last echo (or since the beginning).
+        since_last_echo_ms: u64,
+        /// Echoes on this connection.
+        echoes: u64,
+    },
+    /// `transfer`: everything went through.
+    Transferred {
+        /// Bytes sent before the half-close.
+        sent: u64,
+        /// What the receiver hashed equals what was sent.
+        upload_ok: bool,
+        /// Bytes received after it.
+        received: u64,
+        /// What was received equals what should have been.
+        download_ok: bool,
+        /// How long it took.
+        milliseconds: u64,
+    },
+    /// `send`: the attempts were made.
+    Attempted {
+        /// How many got past the kernel's interface.
+        sent: usize,
+        /// `tcp`: a connection came about.
+        connected: bool,
+        /// What came back, as text.
+        answer: String,
+        /// The last failure.
+        error: Option<String>,
+    },
+    /// `attack`: every connection has ended, or the patience with them.
+    Attacked {
+        /// Connections that came about.
+        connected: usize,
+        /// Those that the other side ended.
+        ended_by_peer: usize,
+        /// How long the longest of them lasted.
+        longest_ms: u64,
+        /// Bytes that came back on all of them.
+        received: u64,
+    },
+}
