@@ -1,10 +1,10 @@
 //! Certificate signing requests (PKCS#10) from outside: limits, syntax and proof of possession.
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls_pki_types::alg_id;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
 use x509_parser::prelude::FromDer;
 
 use crate::SpiffeId;
@@ -60,13 +60,13 @@ impl VerifiedCsr {
         };
         let info = &request.certification_request_info;
         let public_point = profile::p256_point(&info.subject_pki).map_err(|_| CsrError::Algorithm)?;
-        let algorithm = &request.signature_algorithm;
-        if algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 || algorithm.parameters.is_some() {
+        let signature = &*request.signature_value.data;
+        if !frames_ecdsa_with_sha256(der, info.raw, signature) {
             return Err(CsrError::Algorithm);
         }
         let id = requested_id(&request)?;
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_point)
-            .verify(info.raw, &request.signature_value.data)
+            .verify(info.raw, signature)
             .map_err(|_| CsrError::Signature(id.clone()))?;
         Ok(Self { id, public_point, spki_sha256: Sha256Digest::of(info.subject_pki.raw) })
     }
@@ -90,6 +90,19 @@ impl rcgen::PublicKeyData for VerifiedCsr {
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         &rcgen::PKCS_ECDSA_P256_SHA256
     }
+}
+
+/// Whether the signed part is in a SEQUENCE in which exactly the algorithm identifier of ecdsa-with-SHA256 and the signature
+/// follow it, in DER. The signature does not cover these bytes, and the parser is not strict about their tags.
+fn frames_ecdsa_with_sha256(der: &[u8], info: &[u8], signature: &[u8]) -> bool {
+    // An ECDSA signature of P-256 has at most 72 bytes, so all lengths here are of the short form.
+    let Ok(bits_length @ ..=0x7f) = u8::try_from(signature.len() + 1) else {
+        return false;
+    };
+    let algorithm = alg_id::ECDSA_SHA256.as_ref();
+    let tail = [&[0x30, algorithm.len() as u8], algorithm, &[0x03, bits_length, 0], signature].concat();
+    let header = der.strip_suffix(&*tail).and_then(|rest| rest.strip_suffix(info));
+    header.is_some_and(|header| header.first() == Some(&0x30))
 }
 
 fn requested_id(request: &X509CertificationRequest<'_>) -> Result<SpiffeId, CsrError> {
