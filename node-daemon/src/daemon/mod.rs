@@ -1,0 +1,370 @@
+//! `opencluster-node serve`: everything comes together here.
+
+mod captures;
+mod core;
+mod requests;
+mod resources;
+
+use std::path::Path;
+use std::time::Duration;
+
+use opencluster_api::control;
+use opencluster_identity::UnixTime;
+use opencluster_identity::svid::SvidStore;
+use opencluster_identity::tls::{self, ExpectedPeer, TlsError};
+use opencluster_identity::trust::Trust;
+use opencluster_policy::lease::{NodeLease, NodeState};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use self::captures::Captures;
+use self::core::{Core, describe};
+use self::requests::Requests;
+use self::resources::{Resources, Workload};
+use crate::cgroup::{self, CgroupError, Tree};
+use crate::clock;
+use crate::config::Config;
+use crate::enrol::{self, EnrolError, Enrolled};
+use crate::firewall::policy::{Posture, Serving};
+use crate::firewall::{Firewall, FirewallError};
+use crate::heartbeat::{Session, SessionEvent};
+use crate::safety::{self, SafetyError};
+use crate::status::{ProxyStatus, Status, WorkloadStatus};
+use crate::supervise::{Settings, Supervisor};
+use crate::transport;
+use crate::workload::server::{self, Admission, Query, ServerError};
+
+/// Events of each kind that may wait.
+const QUEUE: usize = 1024;
+
+/// Why the daemon could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error(transparent)]
+    Safety(#[from] SafetyError),
+    #[error("controllers: {0}")]
+    Controllers(String),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("the network stays as it is: {0}")]
+    Firewall(#[from] FirewallError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    #[error("TLS to the controllers: {0}")]
+    Tls(#[from] TlsError),
+    #[error("cannot receive signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Closes the network and leaves it closed: for early boot, before there is anything else.
+pub(crate) fn block(config: &Config) -> Result<(), DaemonError> {
+    safety::check(config)?;
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let (events, _) = mpsc::channel(1);
+        Firewall::start(Posture::Closed, config.interfaces.clone(), events)?;
+        Ok(())
+    })
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> Result<(), DaemonError> {
+    safety::check(&config)?;
+    // The future runs on this thread, which lives as long as the daemon: the proxy's life is tied to it.
+    runtime()?.block_on(serve(config))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, DaemonError> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(DaemonError::Signals)
+}
+
+async fn serve(config: Config) -> Result<(), DaemonError> {
+    let mut stop = Stop::new()?;
+    let controllers = config.controller_addresses().map_err(DaemonError::Controllers)?;
+    let tree = Tree::new(&config.cgroup)?;
+    // Before any socket is made: sockets belong to the cgroup that they were made in.
+    let daemon = tree.create(&tree.daemon())?;
+    cgroup::enter(&tree.daemon(), std::process::id())?;
+    let proxy = tree.create(&tree.proxy())?;
+    cgroup::kill_all(&tree.proxy())?;
+
+    let base = Serving {
+        daemon,
+        proxy,
+        controllers: controllers.iter().copied().collect(),
+        tunnel_port: None,
+        captures: std::collections::BTreeMap::new(),
+    };
+    let (firewall_sender, mut firewall_events) = mpsc::channel(QUEUE);
+    let firewall = Firewall::start(Posture::Serving(base.clone()), config.interfaces.clone(), firewall_sender)?;
+    tracing::info!("packet filter: everything is closed but the way to the controllers");
+
+    let (query_sender, mut queries) = mpsc::channel(QUEUE);
+    let socket = server::bind(&config.run_dir.join("node.sock"))?;
+    tokio::spawn(server::serve(socket, query_sender));
+
+    let token = enrol::take_token(&config)?;
+    let enrolled = {
+        let enrolment = enrol::enrol(&config, &token, &controllers);
+        tokio::pin!(enrolment);
+        loop {
+            tokio::select! {
+                enrolled = &mut enrolment => break enrolled?,
+                Some(query) = queries.recv() => answer_before_enrolment(query, &config),
+                () = stop.requested() => return Ok(()),
+            }
+        }
+    };
+    drop(token);
+    tracing::info!(id = %enrolled.id, "enrolled");
+
+    let (session_sender, mut session_events) = mpsc::channel(QUEUE);
+    let (proxy_sender, mut proxy_events) = mpsc::channel(QUEUE);
+    let settings = Settings {
+        program: config.proxy.clone(),
+        user: config.proxy_user,
+        cgroup: tree.proxy(),
+        access_log: config.access_log.clone(),
+    };
+    let supervisor = Supervisor::new(settings, proxy_sender);
+    let mut core = assemble(config, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
+    tracing::info!("serving");
+
+    loop {
+        let due = core.due();
+        tokio::select! {
+            // The lease first, whatever else is waiting.
+            biased;
+            () = stop.requested() => break,
+            Some(event) = session_events.recv() => core.session_event(event).await,
+            Some(event) = firewall_events.recv() => core.firewall_event(event).await,
+            () = sleep_until(due) => core.tick().await,
+            Some(event) = proxy_events.recv() => core.proxy_event(event),
+            Some(query) = queries.recv() => core.query(query),
+        }
+        // Under a flood of events time still passes.
+        if core.due() <= Instant::now() {
+            core.tick().await;
+        }
+    }
+
+    // The tables stay, without a lease: closed until the next daemon enrols.
+    tracing::info!("stopping: everything is dropped");
+    core.stop().await;
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments, reason = "each is a part that is made once, here")]
+fn assemble(
+    config: Config,
+    enrolled: Enrolled,
+    controllers: Vec<std::net::SocketAddr>,
+    firewall: Firewall,
+    base: Serving,
+    tree: Tree,
+    supervisor: Supervisor,
+    session_events: mpsc::Sender<SessionEvent>,
+) -> Result<Core, DaemonError> {
+    let Enrolled { id, svid, bundle, timing, nonce, boot_id } = enrolled;
+    let roots_der = bundle.roots().iter().map(|root| root.to_vec()).collect();
+    let trust = Trust::with_bundle(bundle);
+    let svids = SvidStore::new();
+    let rotate_at = Instant::now() + svid.rotate_in(UnixTime::now());
+    svids.install(svid);
+    let tls = tls::client_config(&svids, &id, &trust, ExpectedPeer::AnyController, transport::ALPN)?;
+    // A controller answers every heartbeat: three without an answer, and another one is tried.
+    let silence = Duration::from_nanos((timing.heartbeat * 3).min(timing.lease / 2));
+    Ok(Core {
+        lease: NodeLease::enrolled(nonce, timing, clock::now()),
+        session: Some(Session::start(controllers, tls, silence, session_events)),
+        controller: None,
+        resources: Resources::new(&config.node, trust.domain()),
+        captures: Captures::new(tree),
+        requests: Requests::default(),
+        proxy: None,
+        bundle: control::TrustBundle { version: 0, roots_der },
+        revocations: None,
+        outstanding: None,
+        acknowledged: (0, 0),
+        firewall_applied: true,
+        firewall_retry: None,
+        firewall_repairs: 0,
+        unsent: std::collections::VecDeque::new(),
+        kill_proxy_at: None,
+        severed: None,
+        config,
+        boot_id,
+        id,
+        svids,
+        trust,
+        firewall,
+        base,
+        supervisor,
+        rotate_at,
+    })
+}
+
+/// SIGTERM or SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, DaemonError> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(DaemonError::Signals)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?,
+        })
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn answer_before_enrolment(query: Query, config: &Config) {
+    // Who asked may have gone away.
+    match query {
+        Query::Admit { answer, .. } => {
+            drop(answer.send(Admission::NotYet("this node has not enrolled yet: see the daemon's log".to_owned())));
+        }
+        Query::Status(answer) => {
+            let status = Status {
+                node: config.node.clone(),
+                state: "enrolling".to_owned(),
+                reason: Some("no controller has granted it yet: see the daemon's log".to_owned()),
+                firewall_applied: true,
+                ..Status::default()
+            };
+            drop(answer.send(Box::new(status)));
+        }
+    }
+}
+
+impl Core {
+    fn query(&mut self, query: Query) {
+        // Who asked may have gone away.
+        match query {
+            Query::Admit { namespace, workload, process, answer } => {
+                drop(answer.send(self.admit(Workload { namespace, name: workload }, process)));
+            }
+            Query::Status(answer) => drop(answer.send(Box::new(self.status()))),
+        }
+    }
+
+    fn admit(&mut self, workload: Workload, process: u32) -> Admission {
+        if let Some(reason) = &self.severed {
+            return Admission::Refused(format!("this node is severed: {}", describe(reason)));
+        }
+        let names = self.names();
+        match names.get(&workload) {
+            None if self.resources.version().is_none() => {
+                Admission::NotYet("this node has no configuration yet".to_owned())
+            }
+            None => {
+                let existing: Vec<String> = names.keys().map(ToString::to_string).collect();
+                let existing = if existing.is_empty() { "none".to_owned() } else { existing.join(", ") };
+                Admission::Refused(format!(
+                    "no workload {workload} belongs on node {}: there are {existing}. Apply a Workload resource whose \
+                     spec.nodes names this node",
+                    self.config.node
+                ))
+            }
+            Some(false) => {
+                let waiting = self.proxy.as_ref().map_or("the proxy to start", |proxy| proxy.waiting_for.as_str());
+                Admission::NotYet(format!(
+                    "the proxy does not hold the identity of {workload} yet (waiting for {waiting})"
+                ))
+            }
+            Some(true) if !self.firewall_applied => Admission::NotYet("the packet filter is not in force".to_owned()),
+            Some(true) => {
+                let cgroup = self.captures.path(&workload);
+                match cgroup::enter(&cgroup, process) {
+                    Ok(()) => Admission::Admitted,
+                    Err(error) => Admission::Refused(error.to_string()),
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (state, reason) = match (&self.severed, self.lease.state()) {
+            (Some(reason), _) | (None, NodeState::Severed(reason)) => ("severed", Some(describe(reason))),
+            (None, NodeState::Enrolling) => ("enrolling", Some("waiting for the first lease".to_owned())),
+            (None, NodeState::Active { .. }) => ("active", None),
+        };
+        let deadline = match self.lease.state() {
+            NodeState::Active { deadline } if self.severed.is_none() => *deadline,
+            _ => 0,
+        };
+        let expires = self.svid().map(|svid| svid.not_after().as_secs().saturating_sub(UnixTime::now().as_secs()));
+        Status {
+            node: self.config.node.clone(),
+            spiffe_id: Some(self.id.to_string()),
+            state: state.to_owned(),
+            reason,
+            lease_remaining_ms: deadline.saturating_sub(clock::boottime()) / 1_000_000,
+            controller: self.controller.as_ref().map(|(address, _)| address.to_string()),
+            firewall_applied: self.firewall_applied,
+            firewall_repairs: self.firewall_repairs,
+            config_version: self.resources.version(),
+            revocation_version: self.revocations.as_ref().map(|set| set.version),
+            certificate_expires_in_s: expires,
+            proxy: self.proxy_status(),
+            workloads: self
+                .captures
+                .assigned()
+                .iter()
+                .map(|(workload, capture)| WorkloadStatus {
+                    namespace: workload.namespace.clone(),
+                    name: workload.name.clone(),
+                    capture_port: capture.port,
+                    identity_ready: self.identity_ready(workload),
+                })
+                .collect(),
+        }
+    }
+
+    fn proxy_status(&self) -> ProxyStatus {
+        let told = self.proxy.clone().unwrap_or_default();
+        ProxyStatus {
+            running: self.supervisor.is_running(),
+            ready: told.ready,
+            waiting_for: (!told.waiting_for.is_empty()).then_some(told.waiting_for),
+            restarts: self.supervisor.restarts(),
+            flows: told.flows,
+            config_version: told.config_version,
+            sandbox: told.sandbox,
+        }
+    }
+
+    /// An orderly end: what is in force is 'nothing'.
+    async fn stop(&mut self) {
+        self.session = None;
+        self.supervisor.retire();
+        if let Err(error) = self.firewall.renew(0).await {
+            tracing::error!(%error, "the lease could not be ended at once: it ends by itself");
+        }
+        self.kill_proxy();
+        self.svids.clear();
+        remove_sockets(&self.config.run_dir);
+    }
+}
+
+fn remove_sockets(run_dir: &Path) {
+    for name in ["node.sock", "proxy.sock"] {
+        match std::fs::remove_file(run_dir.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, name, "a socket could not be removed");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Keeps one posture in force in the kernel.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::FirewallError;
+use super::interfaces;
+use super::netlink::{Batch, Netlink, OWNED_AND_PERSISTENT};
+use super::policy::Posture;
+use super::rules::Ruleset;
+use crate::clock;
+
+/// The kernel counts timeouts in ticks of at most 10 ms, and a timeout of zero ticks would mean 'for ever': a remaining
+/// lease shorter than this counts as ended.
+const SHORTEST_LEASE_MS: u64 = 20;
+
+/// One owner of the tables.
+#[derive(Debug)]
+pub(crate) struct Enforcer {
+    netlink: Netlink,
+    table_flags: u32,
+    only_interfaces: Option<Vec<String>>,
+    secret: u32,
+    lease_deadline: Option<u64>,
+    applied: Option<Applied>,
+}
+
+#[derive(Debug)]
+struct Applied {
+    posture: Posture,
+    interfaces: BTreeSet<String>,
+    /// What the kernel said right after.
+    description: Vec<Vec<u8>>,
+}
+
+impl Enforcer {
+    /// Takes part in the network namespace of the calling thread. `only_interfaces`: all but loopback if `None`.
+    pub(crate) fn new(only_interfaces: Option<Vec<String>>) -> Result<Self, FirewallError> {
+        Ok(Self {
+            netlink: Netlink::open()?,
+            table_flags: OWNED_AND_PERSISTENT,
+            only_interfaces,
+            secret: random_mark()?,
+            lease_deadline: None,
+            applied: None,
+        })
+    }
+
+    /// Tables that others may change, to test what happens then.
+    #[cfg(test)]
+    pub(crate) fn without_owner() -> Result<Self, FirewallError> {
+        Ok(Self { table_flags: 0, ..Self::new(None)? })
+    }
+
+    /// The netlink port of our changes.
+    pub(crate) fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
+    /// Replaces everything in one batch; the lease goes on in it. After an error, what was in force before still is.
+    pub(crate) fn apply(&mut self, posture: Posture) -> Result<(), FirewallError> {
+        let interfaces = self.interfaces()?;
+        let ruleset = Ruleset::new(&posture, self.secret, &interfaces);
+        // Closed is closed for good: no lease goes over.
+        if posture == Posture::Closed {
+            self.lease_deadline = None;
+        }
+        self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, self.lease_milliseconds()))?;
+        let description = self.netlink.dump()?;
+        self.applied = Some(Applied { posture, interfaces, description });
+        Ok(())
+    }
+
+    /// Lets traffic pass until `deadline` (CLOCK_BOOTTIME); a deadline in the past ends the lease. Does nothing when
+    /// closed.
+    pub(crate) fn renew(&mut self, deadline: u64) -> Result<(), FirewallError> {
+        if self.applied.as_ref().is_none_or(|applied| applied.posture == Posture::Closed) {
+            return Ok(());
+        }
+        self.lease_deadline = Some(deadline);
+        let batch = Batch::lease(self.lease_milliseconds());
+        self.netlink.commit(&batch)?;
+        Ok(())
+    }
+
+    /// Compares what is in force with what was applied, and puts it back if it is not that. Returns what was wrong.
+    pub(crate) fn verify(&mut self) -> Result<Option<String>, FirewallError> {
+        let Some(applied) = &self.applied else { return Ok(None) };
+        let expected = applied.description.clone();
+        let interfaces = applied.interfaces.clone();
+        let posture = applied.posture.clone();
+        let found = self.netlink.dump()?;
+        let present = self.interfaces()?;
+        let fault = if found.is_empty() {
+            "our tables were gone".to_owned()
+        } else if present != interfaces {
+            format!("the network interfaces changed from {interfaces:?} to {present:?}")
+        } else if found != expected {
+            let missing = expected.iter().filter(|part| !found.contains(part)).count();
+            let foreign = found.iter().filter(|part| !expected.contains(part)).count();
+            format!("of our tables' parts {missing} were missing or changed, {foreign} were not ours")
+        } else {
+            return Ok(None);
+        };
+        self.apply(posture)?;
+        Ok(Some(fault))
+    }
+
+    /// What is left of the lease, rounded down.
+    fn lease_milliseconds(&self) -> Option<u64> {
+        let remaining = self.lease_deadline?.saturating_sub(clock::boottime()) / 1_000_000;
+        (remaining >= SHORTEST_LEASE_MS).then_some(remaining)
+    }
+
+    fn interfaces(&self) -> Result<BTreeSet<String>, FirewallError> {
+        let present = interfaces::all_but_loopback().map_err(FirewallError::Interfaces)?;
+        Ok(match &self.only_interfaces {
+            // A named interface that is not there (yet) has nothing to leave through.
+            Some(only) => present.into_iter().filter(|name| only.contains(name)).collect(),
+            None => present,
+        })
+    }
+}
+
+fn random_mark() -> Result<u32, FirewallError> {
+    let mut bytes = [0; 4];
+    loop {
+        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| FirewallError::Random(io::Error::from(error)))?;
+        let mark = u32::from_ne_bytes(bytes);
+        // 0 is the mark of every ordinary packet.
+        if filled == bytes.len() && mark != 0 {
+            return Ok(mark);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+use std::collections::BTreeMap;
+
+use super::super::expression::Verdict;
+use super::super::policy::Capture;
+use super::*;
+use crate::cgroup::Cgroup;
+
+fn serving() -> Serving {
+    Serving {
+        daemon: Cgroup { id: 11, level: 2 },
+        proxy: Cgroup { id: 12, level: 2 },
+        controllers: ["10.0.0.2:7443".parse().expect("address"), "[fd00::2]:7443".parse().expect("address")].into(),
+        tunnel_port: Some(15443),
+        captures: BTreeMap::from([(
+            "default/a".to_owned(),
+            Capture { cgroup: Cgroup { id: 13, level: 3 }, port: FIRST_CAPTURE_PORT },
+        )]),
+    }
+}
+
+fn ruleset(posture: &Posture) -> Ruleset {
+    Ruleset::new(posture, 0xdead_beef, &BTreeSet::from(["eth0".to_owned()]))
+}
+
+fn accepts(rule: &Rule) -> bool {
+    rule.expressions.contains(&Expression::Verdict(Verdict::Accept))
+}
+
+fn holds(rule: &Rule, part: &Part) -> bool {
+    rule.expressions.windows(part.len()).any(|window| window == part.as_slice())
+}
+
+#[test]
+fn r06_every_rule_that_accepts_carried_traffic_asks_for_the_lease() {
+    let without_lease: BTreeSet<&str> = [
+        "loopback",
+        "local",
+        "control connection",
+        "daemon to controller",
+        "neighbour solicitation",
+        "neighbour advertisement",
+        "multicast report",
+    ]
+    .into();
+    let ruleset = ruleset(&Posture::Serving(serving()));
+    let mut asked = 0;
+    for rule in ruleset.tables[0].chains.iter().flat_map(|chain| &chain.rules).filter(|rule| accepts(rule)) {
+        if holds(rule, &lease()) {
+            asked += 1;
+        } else {
+            // ICMP errors about the control connection are the one more exception.
+            let about_control = holds(rule, &words::ct_mark(connection::CONTROL));
+            assert!(without_lease.contains(rule.comment.as_str()) || about_control, "{rule:?} accepts without a lease");
+        }
+    }
+    assert!(asked >= 7, "only {asked} rules ask for the lease");
+}
+
+#[test]
+fn r03_every_filter_chain_drops_by_default() {
+    for posture in [Posture::Closed, Posture::Serving(serving())] {
+        let ruleset = ruleset(&posture);
+        let mut filters = 0;
+        for chain in ruleset.tables.iter().flat_map(|table| &table.chains).filter(|chain| chain.kind == "filter") {
+            assert!(!chain.accept_by_default, "{} accepts by default", chain.name);
+            filters += 1;
+        }
+        assert_eq!(filters, 4, "output, input, forward, egress");
+    }
+}
+
+#[test]
+fn closed_accepts_nothing_but_loopback() {
+    let ruleset = ruleset(&Posture::Closed);
+    for rule in ruleset.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules) {
+        assert_eq!(rule.comment, "loopback");
+    }
+}
+
+#[test]
+fn what_goes_to_the_wire_is_marked_and_what_stays_is_not() {
+    let ruleset = ruleset(&Posture::Serving(serving()));
+    let output = ruleset.tables[0].chains.iter().find(|chain| chain.name == "output").expect("output");
+    let mark = words::set_mark(0xdead_beef);
+    let mut wire = false;
+    for rule in output.rules.iter() {
+        wire |= rule.comment == "invalid";
+        if accepts(rule) {
+            assert_eq!(holds(rule, &mark), wire, "{rule:?}");
+        }
+    }
+    assert!(wire);
+}
+
+#[test]
+fn before_the_node_is_known_there_is_no_way_in() {
+    let ruleset = ruleset(&Posture::Serving(Serving { tunnel_port: None, ..serving() }));
+    let input = ruleset.tables[0].chains.iter().find(|chain| chain.name == "input").expect("input");
+    assert!(input.rules.iter().all(|rule| rule.comment != "tunnels from other nodes"));
+}
