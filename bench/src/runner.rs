@@ -145,12 +145,8 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
                 let place = (turn + round) % field.len();
                 let Some(contender) = field[place].take() else { continue };
                 let at = Measurement { scenario, contender: contender.kind().name(), round };
-                // Memory that earlier scenarios left to the process must not hide the growth: idle starts afresh.
-                let contender = if idle { restart(contender, &site).await } else { Ok(contender) };
-                let result = match contender {
-                    Ok(contender) => measure(&at, field[place].insert(contender), settings).await,
-                    Err(error) => Err(error),
-                };
+                let (contender, result) = take_turn(&at, contender, &site, settings).await;
+                field[place] = contender;
                 progress.step(&at, &result);
                 match result {
                     Ok(sample) => results.record(&at, sample)?,
@@ -170,6 +166,31 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
         contender.stop().await?;
     }
     server.kill().await.map_err(BenchError::file("stopping", "the server"))
+}
+
+/// One measurement; gives the contender back, unless it could not be started again.
+///
+/// An idle scenario has a contender of its own: memory that earlier scenarios left to the process must not hide the
+/// growth, and what is left of thousands of flows must not slow down the scenarios after it.
+async fn take_turn(
+    at: &Measurement<'_>,
+    contender: Contender,
+    site: &Site<'_>,
+    settings: &Settings,
+) -> (Option<Contender>, Result<Sample, BenchError>) {
+    if !matches!(at.scenario, Scenario::Idle(_)) {
+        let result = measure(at, &contender, settings).await;
+        return (Some(contender), result);
+    }
+    let fresh = match restart(contender, site).await {
+        Ok(fresh) => fresh,
+        Err(error) => return (None, Err(error)),
+    };
+    let result = measure(at, &fresh, settings).await;
+    match restart(fresh, site).await {
+        Ok(next) => (Some(next), result),
+        Err(error) => (None, Err(error)),
+    }
 }
 
 async fn restart(contender: Contender, site: &Site<'_>) -> Result<Contender, BenchError> {

