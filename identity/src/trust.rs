@@ -34,7 +34,8 @@ struct Inner {
 
 struct Remembered {
     chain: ChainVerified,
-    /// Verified against exactly this bundle: a replaced bundle makes the entry worthless.
+    /// Verified against exactly this bundle: a replaced bundle makes the entry worthless, even if it was made by a
+    /// handshake that had begun before.
     bundle: Arc<TrustBundle>,
 }
 
@@ -67,7 +68,6 @@ impl Trust {
             return Err(BundleError::TwoDomains { first: self.domain().clone(), other: bundle.domain().clone() });
         }
         self.0.bundle.store(Some(Arc::new(bundle)));
-        self.cache().clear();
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme}
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub(crate) const ALPN: &[&[u8]] = &[b"oct/1"];
 pub(crate) const HOUR: Duration = Duration::from_hours(1);
@@ -130,6 +131,12 @@ impl ForgingCa {
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         Forged { chain: vec![leaf, self.issuer_der.clone()], key }
+    }
+
+    /// Until when the issuer's own certificate counts.
+    pub(crate) fn issuer_not_after(&self) -> UnixTime {
+        let (_, issuer) = X509Certificate::from_der(&self.issuer_der).unwrap();
+        UnixTime::since_unix_epoch(Duration::from_secs(issuer.validity().not_after.timestamp() as u64))
     }
 
     /// Signs an authority below the issuer, and with that a leaf: one CA too many.

@@ -15,9 +15,11 @@ use opencluster_identity::trust::Trust;
 use opencluster_identity::verify::VerifyError;
 use opencluster_identity::{SpiffeId, Subject, UnixTime};
 use rustls::pki_types::ServerName;
-use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
+use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 
-use crate::common::{ALPN, Cluster, HOUR, Process, connect, connect_to, domain, echo, ping, workload};
+use crate::common::{
+    ALPN, Cluster, ForgingCa, HOUR, Process, connect, connect_to, domain, echo, leaf_params, nobody, ping, workload,
+};
 
 #[tokio::test]
 async fn r31_both_sides_know_each_other() {
@@ -62,7 +64,7 @@ async fn r31_only_strong_parameters_are_negotiated() {
             assert_eq!(connection.protocol_version(), Some(ProtocolVersion::TLSv1_3));
             assert_eq!(connection.negotiated_cipher_suite().unwrap().suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
             assert_eq!(connection.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
-            assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
             assert_eq!(connection.alpn_protocol(), Some(ALPN[0]));
         }
         assert_eq!(near.get_ref().1.tls13_tickets_received(), 0);
@@ -78,6 +80,27 @@ async fn r31_only_strong_parameters_are_negotiated() {
     let ends = connect_to(other, server_config, &b).await;
     ends.client.expect_err("the client must be refused");
     ends.server.expect_err("the server must refuse");
+}
+
+/// A resumed session would bypass revocations: neither side of ours resumes, whatever the other offers.
+#[tokio::test]
+async fn r31_no_session_is_ever_resumed() {
+    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let cluster = Cluster::new(&domain());
+    let (a, b) = (workload("a"), workload("b"));
+    let ours = Process { trust: ca.trust(), ..cluster.process(&[&a]) };
+    let forged = ca.forge(&leaf_params(b.as_str()));
+    let (their_client, their_server) = (forged.client(), forged.server());
+    let (our_client, our_server) = (ours.client(&a), ours.server());
+    let twice = async |client: &Arc<rustls::ClientConfig>, server: &Arc<ServerConfig>, name: &SpiffeId| {
+        connect_to(Arc::clone(client), Arc::clone(server), name).await.both();
+        let (near, _) = connect_to(Arc::clone(client), Arc::clone(server), name).await.both();
+        near.get_ref().1.handshake_kind()
+    };
+    // The control: those others would.
+    assert_eq!(twice(&nobody(), &their_server, &b).await, Some(HandshakeKind::Resumed));
+    assert_eq!(twice(&our_client, &their_server, &b).await, Some(HandshakeKind::Full));
+    assert_eq!(twice(&their_client, &our_server, &a).await, Some(HandshakeKind::Full));
 }
 
 #[tokio::test]

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{
-    ALPN, Cluster, Forged, ForgingCa, HOUR, Process, connect, connect_to, domain, id, leaf_params, nobody, workload,
+    ALPN, Cluster, Forged, ForgingCa, HOUR, Process, after, connect, connect_to, domain, id, leaf_params, nobody,
+    workload,
 };
 use opencluster_identity::bundle::TrustBundle;
-use opencluster_identity::revocation::{RevocationError, RevocationSet};
+use opencluster_identity::revocation::{RevocationError, RevocationSet, Revocations};
 use opencluster_identity::svid::SvidStore;
 use opencluster_identity::tls;
 use opencluster_identity::trust::Trust;
-use opencluster_identity::verify::VerifyError;
-use opencluster_identity::{CertificateDer, ProfileError, SpiffeId};
+use opencluster_identity::verify::{VerifyError, verify_peer};
+use opencluster_identity::{CertificateDer, ProfileError, SpiffeId, UnixTime};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
@@ -343,6 +344,37 @@ async fn r31_replaced_bundle_refuses_the_old_root_at_once() {
     let roots = [old.root.certificate().clone(), new.root.certificate().clone()];
     server.trust.replace_bundle(TrustBundle::from_der(roots).unwrap()).unwrap();
     connect_to(client.client(&a), server.server(), &b).await.both();
+}
+
+/// An issuer's end is the end of what it signed, also for a chain that was verified before.
+#[test]
+fn r31_expired_issuer_is_refused() {
+    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let mut params = leaf_params(workload("b").as_str());
+    params.not_after += 10 * HOUR;
+    let chain = ca.forge(&params).chain;
+    let (trust, now) = (ca.trust(), UnixTime::now());
+    for _ in 0..2 {
+        assert_eq!(trust.verify(&chain, now).unwrap().not_after(), ca.issuer_not_after());
+    }
+    let error = trust.verify(&chain, after(now, HOUR)).unwrap_err();
+    assert!(matches!(error, VerifyError::Chain(webpki::Error::CertExpired { .. })), "{error}");
+}
+
+/// The bare function does all that the handle does.
+#[test]
+fn r31_verify_peer_consults_the_revocations() {
+    let cluster = Cluster::new(&domain());
+    let svid = cluster.svid(&workload("b"));
+    let (bundle, revocations) = (cluster.root.bundle().unwrap(), Revocations::not_loaded());
+    let verify = || verify_peer(svid.chain(), &bundle, &revocations, &domain(), UnixTime::now());
+    assert!(matches!(verify(), Err(VerifyError::Revocation(RevocationError::NotLoaded))));
+    let mut set = RevocationSet::new(1);
+    revocations.replace(set.clone());
+    assert_eq!(verify().unwrap().id(), &workload("b"));
+    set.revoke(workload("b"), Some(*svid.spki_sha256()));
+    revocations.replace(set);
+    assert!(matches!(verify(), Err(VerifyError::Revocation(RevocationError::Key { .. }))));
 }
 
 #[tokio::test]
