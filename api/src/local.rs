@@ -14,7 +14,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 pub use crate::generated::local::v1::*;
 
@@ -51,7 +50,7 @@ pub enum ChannelError {
 /// cancel-safe in the middle of a frame: give each direction a task of its own.
 #[derive(Debug)]
 pub struct Channel {
-    socket: AsyncFd<UnixStream>,
+    socket: tokio::net::UnixStream,
 }
 
 /// The receiving half's state: bytes and descriptors that arrived but were not consumed yet.
@@ -72,7 +71,7 @@ impl Channel {
     /// Wraps a connected socket (a `socketpair`). Must be called inside a tokio runtime with I/O enabled.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)? })
+        Ok(Self { socket: tokio::net::UnixStream::from_std(socket)? })
     }
 
     /// Sends one message, and `descriptors` with it.
@@ -93,7 +92,7 @@ impl Channel {
             let accompanying = if sent == 0 { descriptors } else { &[] };
             sent += self
                 .socket
-                .async_io(Interest::WRITABLE, |socket| send_some(socket.as_fd(), &frame[sent..], accompanying))
+                .async_io(Interest::WRITABLE, || send_some(self.socket.as_fd(), &frame[sent..], accompanying))
                 .await?;
         }
         Ok(())
@@ -114,7 +113,7 @@ impl Channel {
                 }
             }
             let received =
-                self.socket.async_io(Interest::READABLE, |socket| receive_some(socket.as_fd(), inbox)).await?;
+                self.socket.async_io(Interest::READABLE, || receive_some(self.socket.as_fd(), inbox)).await?;
             match received {
                 Received::Bytes(0) if inbox.bytes.is_empty() => return Err(ChannelError::Closed),
                 Received::Bytes(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -171,9 +170,8 @@ mod tests {
     async fn messages_and_descriptors_arrive_in_order() {
         let (daemon, proxy) = pair();
         let (passed, mut kept) = UnixStream::pair().expect("socketpair");
-        let listener = ToProxy {
-            message: Some(to_proxy::Message::Listener(Listener { descriptors: 1, ..Listener::default() })),
-        };
+        let listener =
+            ToProxy { message: Some(to_proxy::Message::Listener(Listener { descriptors: 1, ..Listener::default() })) };
         let drain = ToProxy { message: Some(to_proxy::Message::Drain(Drain { deadline_ms: 7 })) };
         daemon.send(&listener, &[passed.as_fd()]).await.expect("send");
         daemon.send(&drain, &[]).await.expect("send");
