@@ -36,6 +36,7 @@ Scenarios:
   idle-N      memory for each of N flows that are open and silent
 Contenders:
   direct      no proxy and no encryption: the floor
+  us          Opencluster: two nodes of a rig, and a controller
   haproxy     two haproxy in TCP mode, mutual TLS 1.3 between them
   stunnel     two stunnel, mutual TLS 1.3 between them
 
@@ -177,9 +178,7 @@ pub fn main() -> ExitCode {
             load::serve(&Listeners { echo, sink, source }, || print_line("ready")).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Load(args)) => client(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Clean { name }) => {
-            runtime().and_then(|rt| rt.block_on(topology::clean(&name))).map(|()| ExitCode::SUCCESS)
-        }
+        Some(Command::Clean { name }) => runtime().and_then(|rt| rt.block_on(clean(&name))).map(|()| ExitCode::SUCCESS),
         Some(Command::Enter { net, parent, command }) => Err(process::enter(&net, parent, &command)),
     };
     result.unwrap_or_else(|error| {
@@ -213,6 +212,7 @@ fn run(args: &RunArgs) -> Result<ExitCode, BenchError> {
 /// The run, which a signal ends; the namespaces are removed either way.
 async fn until_signal(settings: &Settings, results: &mut Results) -> Result<(), BenchError> {
     let topology = topology::Topology::up(&settings.name).await?;
+    contender::clean(&settings.name).await?;
     let listen = |kind| tokio::signal::unix::signal(kind).map_err(BenchError::file("listening for", "signals"));
     let mut terminate = listen(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = listen(tokio::signal::unix::SignalKind::interrupt())?;
@@ -221,9 +221,15 @@ async fn until_signal(settings: &Settings, results: &mut Results) -> Result<(), 
         _ = terminate.recv() => Err(BenchError::Interrupted),
         _ = interrupt.recv() => Err(BenchError::Interrupted),
     };
-    // Dropping the run killed its programs. Both errors matter, the first one more.
+    // Dropping the run killed its programs. Of several errors the first matters most.
     let removed = topology.remove().await;
-    outcome.and(removed)
+    let cleaned = contender::clean(&settings.name).await;
+    outcome.and(removed).and(cleaned)
+}
+
+async fn clean(name: &str) -> Result<(), BenchError> {
+    topology::clean(name).await?;
+    contender::clean(name).await
 }
 
 fn settings(args: &RunArgs) -> Result<Settings, BenchError> {
@@ -337,11 +343,11 @@ fn parse_size(text: &str) -> Result<usize, String> {
 }
 
 fn parse_name(text: &str) -> Result<String, String> {
-    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if (1..=16).contains(&text.len()) && text.chars().all(fine) && !text.starts_with('-') {
+    // What the rig takes as a name.
+    if (1..=12).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
         Ok(text.to_owned())
     } else {
-        Err("must be 1 to 16 lower-case letters, digits and dashes".into())
+        Err("must be 1 to 12 lower-case letters and digits".into())
     }
 }
 

@@ -63,7 +63,7 @@ async fn timed(scenario: Scenario, contender: &Contender, settings: &Settings) -
     if let Scenario::Fixed(rate) = scenario {
         option("--rate", rate.to_string());
     }
-    let pids = contender.processes();
+    let pids = contender.processes()?.cpu;
     let before = process::cpu_seconds(&pids)?;
     let limit = Duration::from_secs_f64(settings.seconds + settings.warmup_seconds) + Duration::from_secs(30);
     let output = process::finished(contender.client(&args)?, limit).await?;
@@ -109,7 +109,7 @@ fn figures(scenario: Scenario, outcome: Outcome, cpu: Option<f64>) -> Result<Sam
 
 /// Opens the flows, weighs the contender with them, and has every flow prove that it still works.
 async fn weigh(contender: &Contender, flows: usize) -> Result<Sample, BenchError> {
-    let pids = contender.processes();
+    let pids = contender.processes()?.memory;
     let (rest, kernel_rest) = (process::memory(&pids)?, process::kernel_memory()?);
     let to = contender.target(Service::Echo).to_string();
     let args: Vec<String> = ["hold", "--to", &to, "--connections", &flows.to_string()].map(String::from).to_vec();

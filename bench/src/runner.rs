@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
-use crate::contender::{Contender, Kind, Pki, Service, Site};
+use crate::contender::{self, Contender, Kind, Pki, Site};
 use crate::error::BenchError;
 use crate::histogram::Latencies;
 use crate::measure::{Measurement, Sample, first_line, measure};
@@ -122,7 +122,8 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
     let scenarios: Vec<Scenario> =
         settings.scenarios.iter().map(|n| n.parse()).collect::<Result<_, String>>().map_err(BenchError::Peer)?;
     let pki = Pki::create(&settings.folder.join("pki"))?;
-    let site = Site { topology, pki: &pki, folder: &settings.folder, open_files: settings.open_files };
+    let site =
+        Site { name: &settings.name, topology, pki: &pki, folder: &settings.folder, open_files: settings.open_files };
     let mut server = start_server(topology, settings).await?;
     let mut field = Vec::new();
     for name in &settings.contenders {
@@ -199,20 +200,11 @@ async fn restart(contender: Contender, site: &Site<'_>) -> Result<Contender, Ben
     Contender::start(kind, site).await
 }
 
-/// The arguments of `serve`.
-pub fn server_args() -> Vec<String> {
-    let listen = |service: Service| format!("0.0.0.0:{}", service.port());
-    ["serve", "--echo", &listen(Service::Echo), "--sink", &listen(Service::Sink), "--source", &listen(Service::Source)]
-        .iter()
-        .map(ToString::to_string)
-        .collect()
-}
-
 async fn start_server(topology: &Topology, settings: &Settings) -> Result<Child, BenchError> {
     let log = settings.folder.join("server.log");
     let errors = std::fs::File::create(&log).map_err(BenchError::file("creating", &log))?;
     let mut command = process::in_namespace(&topology.server(), process::own_program()?)?;
-    command.args(server_args()).stdout(Stdio::piped()).stderr(errors);
+    command.args(contender::server_args()).stdout(Stdio::piped()).stderr(errors);
     let mut child = process::spawned(&mut command)?;
     let line = first_line(&mut child, Duration::from_secs(10)).await?;
     if line.trim() == "ready" {

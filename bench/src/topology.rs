@@ -16,13 +16,13 @@ use tokio::process::Command;
 use crate::error::BenchError;
 use crate::process;
 
-/// Settings of the namespaces. Without them a test of connection rates measures the kernel's search for a free port.
+/// Settings of the namespaces, as the rig's hosts have them. Without them a test of connection rates measures the kernel's search for a free port.
 pub const SYSCTLS: [(&str, &str); 5] = [
     ("net/ipv4/ip_local_port_range", "16000 65535"),
     ("net/ipv4/tcp_tw_reuse", "1"),
-    ("net/ipv4/tcp_max_tw_buckets", "2048"),
-    ("net/ipv4/tcp_max_syn_backlog", "4096"),
-    ("net/core/somaxconn", "4096"),
+    ("net/ipv4/tcp_max_tw_buckets", "4096"),
+    ("net/ipv4/tcp_max_syn_backlog", "16384"),
+    ("net/core/somaxconn", "16384"),
 ];
 
 const STEP: Duration = Duration::from_secs(20);

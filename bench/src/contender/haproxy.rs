@@ -21,7 +21,7 @@ pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchErro
         let (name, own, peer) = (service.name(), Kind::Haproxy.local_port(service), Kind::Haproxy.wire_port(service));
         let certificate = site.pki.client.display();
         format!(
-            "listen {name}\n  bind 127.0.0.1:{own} backlog 4096\n  server peer {wire}:{peer} ssl crt {certificate} \
+            "listen {name}\n  bind 127.0.0.1:{own} backlog 16384\n  server peer {wire}:{peer} ssl crt {certificate} \
              ca-file {authority} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME})\n"
         )
     });
@@ -29,7 +29,7 @@ pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchErro
         let (name, app, own) = (service.name(), service.port(), Kind::Haproxy.wire_port(service));
         let certificate = site.pki.server.display();
         format!(
-            "listen {name}\n  bind {wire}:{own} backlog 4096 ssl crt {certificate} ca-file {authority} verify required \
+            "listen {name}\n  bind {wire}:{own} backlog 16384 ssl crt {certificate} ca-file {authority} verify required \
              curves X25519\n  server app 127.0.0.1:{app}\n"
         )
     });

@@ -4,6 +4,7 @@
 mod haproxy;
 mod pki;
 mod stunnel;
+mod us;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::topology::{self, Topology};
 const READY: Duration = Duration::from_secs(15);
 
 /// The names that `--contenders` takes.
-pub const NAMES: [&str; 3] = ["direct", "haproxy", "stunnel"];
+pub const NAMES: [&str; 4] = ["direct", "us", "haproxy", "stunnel"];
 
 /// What the server listens for; each has a port, and a contender has one way in for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,8 @@ impl Service {
 pub enum Kind {
     /// The client connects to the server: no proxy, no encryption. What the machine can do at all.
     Direct,
+    /// Opencluster.
+    Us,
     /// A pair of haproxy in TCP mode with mutual TLS between them.
     Haproxy,
     /// A pair of stunnel with mutual TLS between them.
@@ -71,6 +74,7 @@ impl Kind {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "direct" => Self::Direct,
+            "us" => Self::Us,
             "haproxy" => Self::Haproxy,
             "stunnel" => Self::Stunnel,
             _ => return None,
@@ -81,6 +85,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Us => "us",
             Self::Haproxy => "haproxy",
             Self::Stunnel => "stunnel",
         }
@@ -90,7 +95,8 @@ impl Kind {
     fn local_port(self, service: Service) -> u16 {
         service.port()
             + match self {
-                Self::Direct => 0,
+                // Reached at the server's own address and port.
+                Self::Direct | Self::Us => 0,
                 Self::Haproxy => 100,
                 Self::Stunnel => 200,
             }
@@ -105,6 +111,8 @@ impl Kind {
 /// Where things are that every contender needs.
 #[derive(Debug)]
 pub struct Site<'a> {
+    /// The run's name, which its rig has too.
+    pub name: &'a str,
     /// The hosts.
     pub topology: &'a Topology,
     /// Certificates.
@@ -115,29 +123,57 @@ pub struct Site<'a> {
     pub open_files: u64,
 }
 
+/// The processes of a contender.
+#[derive(Debug, Default)]
+pub struct Processes {
+    /// Those whose CPU time is its cost.
+    pub cpu: Vec<u32>,
+    /// Those whose memory is its cost.
+    pub memory: Vec<u32>,
+}
+
 /// A contender that is up.
 #[derive(Debug)]
 pub struct Contender {
     kind: Kind,
-    client_host: String,
+    /// The namespace of its clients; for us, the rig.
+    place: String,
     programs: Vec<(Child, PathBuf)>,
 }
 
 impl Contender {
     /// Starts it and waits until a round trip passes through every service.
     pub async fn start(kind: Kind, site: &Site<'_>) -> Result<Self, BenchError> {
-        let mut contender = Self { kind, client_host: site.topology.client(), programs: Vec::new() };
-        let sides = match kind {
+        let place = if kind == Kind::Us { site.name.to_owned() } else { site.topology.client() };
+        let mut contender = Self { kind, place, programs: Vec::new() };
+        match contender.start_programs(site).await {
+            Ok(()) => Ok(contender),
+            Err(error) => {
+                if let Err(second) = contender.stop().await {
+                    eprintln!("{}: {second}", kind.name());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_programs(&mut self, site: &Site<'_>) -> Result<(), BenchError> {
+        let programs = match self.kind {
             Kind::Direct => Vec::new(),
+            Kind::Us => {
+                us::up(site.name, site.folder).await?;
+                let mut server = us::exec(site.name, "b", process::own_program()?)?;
+                server.args(server_args());
+                vec![(site.folder.join("us-server.log"), server)]
+            }
             Kind::Haproxy => haproxy::pair(site)?,
             Kind::Stunnel => stunnel::pair(site)?,
         };
-        for (log, command) in sides {
+        for (log, command) in programs {
             let child = process::logged(command, &log)?;
-            contender.programs.push((child, log));
+            self.programs.push((child, log));
         }
-        contender.wait_until_ready().await?;
-        Ok(contender)
+        self.wait_until_ready().await
     }
 
     /// Its kind.
@@ -149,20 +185,29 @@ impl Contender {
     pub fn target(&self, service: Service) -> SocketAddr {
         match self.kind {
             Kind::Direct => SocketAddr::new(topology::SERVER, service.port()),
+            Kind::Us => SocketAddr::new(us::SERVER, service.port()),
             kind => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), kind.local_port(service)),
         }
     }
 
     /// A command that runs this program's `load` where its clients are.
     pub fn client(&self, args: &[String]) -> Result<Command, BenchError> {
-        let mut command = process::in_namespace(&self.client_host, process::own_program()?)?;
+        let own = process::own_program()?;
+        let mut command = match self.kind {
+            Kind::Us => us::exec(&self.place, "a", own)?,
+            _ => process::in_namespace(&self.place, own)?,
+        };
         command.arg("load").args(args);
         Ok(command)
     }
 
-    /// The processes whose CPU time and memory are its cost.
-    pub fn processes(&self) -> Vec<u32> {
-        self.programs.iter().filter_map(|(child, _)| child.id()).collect()
+    /// The processes whose CPU time and memory are its cost; none for direct.
+    pub fn processes(&self) -> Result<Processes, BenchError> {
+        if self.kind == Kind::Us {
+            return us::processes(&self.place);
+        }
+        let all: Vec<u32> = self.programs.iter().filter_map(|(child, _)| child.id()).collect();
+        Ok(Processes { cpu: all.clone(), memory: all })
     }
 
     /// Stops it and waits until its processes are gone.
@@ -170,7 +215,7 @@ impl Contender {
         for (child, log) in &mut self.programs {
             child.kill().await.map_err(BenchError::file("stopping the program of", &*log))?;
         }
-        Ok(())
+        if self.kind == Kind::Us { us::down(&self.place).await } else { Ok(()) }
     }
 
     async fn wait_until_ready(&mut self) -> Result<(), BenchError> {
@@ -212,6 +257,24 @@ impl Contender {
     }
 }
 
+/// Removes what outlives its process: the rig of a run of this name, whether it ended or was killed.
+pub async fn clean(name: &str) -> Result<(), BenchError> {
+    match us::rig() {
+        Ok(_) => us::down(name).await,
+        // Where no rig can be made, none can be left.
+        Err(_) => Ok(()),
+    }
+}
+
+/// The arguments of `serve`.
+pub fn server_args() -> Vec<String> {
+    let listen = |service: Service| format!("0.0.0.0:{}", service.port());
+    ["serve", "--echo", &listen(Service::Echo), "--sink", &listen(Service::Sink), "--source", &listen(Service::Source)]
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
 /// The versions of the contenders' programs, as far as they say.
 pub fn versions(names: &[String]) -> std::collections::BTreeMap<String, String> {
     let ask = |program: &str, flag: &str| {
@@ -222,6 +285,7 @@ pub fn versions(names: &[String]) -> std::collections::BTreeMap<String, String> 
     };
     let version = |name: &str| match Kind::from_name(name)? {
         Kind::Direct => Some("plain TCP from client to server".into()),
+        Kind::Us => Some(concat!("opencluster ", env!("CARGO_PKG_VERSION")).into()),
         Kind::Haproxy => ask("haproxy", "-v"),
         Kind::Stunnel => ask("stunnel4", "-version"),
     };
@@ -238,13 +302,13 @@ mod tests {
 
     #[test]
     fn names_go_both_ways_and_ports_never_meet() {
-        let mut ports = std::collections::HashSet::new();
+        let mut ports: std::collections::HashSet<u16> = Service::ALL.map(Service::port).into();
         for name in NAMES {
             let kind = Kind::from_name(name).unwrap();
             assert_eq!(kind.name(), name);
-            for service in Service::ALL {
-                assert!(ports.insert(kind.local_port(service)));
-                assert!(kind == Kind::Direct || ports.insert(kind.wire_port(service)));
+            let listens = !matches!(kind, Kind::Direct | Kind::Us);
+            for service in Service::ALL.into_iter().filter(|_| listens) {
+                assert!(ports.insert(kind.local_port(service)) && ports.insert(kind.wire_port(service)));
             }
         }
         assert!(Kind::from_name("nginx").is_none());

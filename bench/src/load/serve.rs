@@ -13,7 +13,7 @@ use super::stream::CHUNK;
 use crate::error::BenchError;
 
 /// A connection storm of 10,000 must not overflow the accept queue (the namespaces allow this much).
-const BACKLOG: i32 = 4096;
+const BACKLOG: i32 = 16_384;
 
 /// The longest time that a source sends for.
 const LONGEST_SOURCE: Duration = Duration::from_hours(1);
