@@ -77,6 +77,8 @@ struct Node {
     clock: Clock,
     /// When each heartbeat was first sent, by its own clock.
     first_sent: BTreeMap<u64, u64>,
+    /// Messages to and from it.
+    lost_in_a_row: u32,
 }
 
 /// A node as it was at some moment.
@@ -104,7 +106,6 @@ pub(crate) struct World {
     silent: bool,
     /// Added to what each heartbeat takes.
     slower: u64,
-    lost_in_a_row: u32,
     last_arrival: BTreeMap<(usize, bool), u64>,
     peer: PeerLease,
     peer_clock: Clock,
@@ -127,7 +128,6 @@ impl World {
             network,
             silent: false,
             slower: 0,
-            lost_in_a_row: 0,
             last_arrival: BTreeMap::new(),
             peer,
             peer_clock,
@@ -142,7 +142,7 @@ impl World {
     pub(crate) fn add_node(&mut self, clock: Clock) {
         self.now += 3 * MILLISECOND;
         let lease = NodeLease::enrolled([0; 16], self.timing, clock.clocks(self.now));
-        self.nodes.push(Node { lease, clock, first_sent: BTreeMap::new() });
+        self.nodes.push(Node { lease, clock, first_sent: BTreeMap::new(), lost_in_a_row: 0 });
         self.schedule(self.now, Event::NodeTick(0));
         self.schedule(self.now, Event::PeerTick);
     }
@@ -281,7 +281,7 @@ impl World {
                 }
                 NodeAction::Renew { deadline } => {
                     self.grants += 1;
-                    self.lost_in_a_row = 0;
+                    self.nodes[number].lost_in_a_row = 0;
                     self.check_renewal(number, deadline, grant.expect("only grants renew"));
                 }
                 NodeAction::Sever(reason) => {
@@ -325,8 +325,9 @@ impl World {
         }
         let copies = 1 + u32::from(self.percent(self.network.repeat_percent));
         for _ in 0..copies {
-            if self.lost_in_a_row < self.network.losses_in_a_row && self.percent(self.network.loss_percent) {
-                self.lost_in_a_row += 1;
+            let may_be_lost = self.nodes[node].lost_in_a_row < self.network.losses_in_a_row;
+            if may_be_lost && self.percent(self.network.loss_percent) {
+                self.nodes[node].lost_in_a_row += 1;
                 continue;
             }
             let mut arrival = self.now + slower + 1 + self.draw(self.network.delay);
