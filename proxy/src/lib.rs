@@ -19,3 +19,6 @@ pub mod sandbox;
 pub mod shared;
 pub mod tunnel;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;

@@ -192,6 +192,13 @@ impl Shared {
         }
     }
 
+    /// Shortens the lease, which nothing but a test does.
+    #[cfg(test)]
+    pub(crate) fn expire_lease_at(&self, deadline: u64) {
+        self.lease.store(deadline, Ordering::Release);
+        self.notify_workers();
+    }
+
     /// When the lease ends (CLOCK_BOOTTIME); `None`: there is none yet.
     pub fn lease(&self) -> Option<u64> {
         match self.lease.load(Ordering::Acquire) {

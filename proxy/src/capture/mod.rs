@@ -119,6 +119,9 @@ pub async fn serve(
     };
     // Gives the application's first bytes the time to arrive, so that they leave together with OPEN.
     tokio::task::yield_now().await;
+    if let Some(reason) = leased.info.revoked(&worker.shared.trust) {
+        return refuse(&worker, &flow, app, &CaptureError::Cut(Cut::Identity(reason)));
+    }
     let ending = carry(&flow, &pair, leased, app, Vec::new()).await;
     let ending = match ending {
         Ending::Stale { app, replay } => {

@@ -165,7 +165,8 @@ impl Tunnel {
     }
 
     /// Between flows, with nothing half done: fit for the pool.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_idle(&mut self) -> bool {
+        self.give_back();
         self.is_flushed() && self.inbox.buffer.is_none() && self.decoder.is_between_frames()
     }
 

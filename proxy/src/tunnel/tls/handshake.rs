@@ -180,7 +180,9 @@ async fn drive(socket: &mut TcpStream, connection: &mut impl Unbuffered) -> Resu
         let step = match state {
             Ok(state) => step(state, &mut outgoing)?,
             Err(error) => {
-                send_alert(socket, connection).await;
+                incoming.drain(..discard);
+                shown -= discard;
+                send_alert(socket, connection, &mut incoming[..shown]).await;
                 return Err(error.into());
             }
         };
@@ -245,14 +247,17 @@ fn encode(
 
 /// Tells the peer why, as far as the connection still takes it: the handshake has failed already, and that is what is
 /// reported.
-async fn send_alert(socket: &mut TcpStream, connection: &mut impl Unbuffered) {
+///
+/// rustls must see the same bytes again: it remembers where in them the message lies that it choked on.
+async fn send_alert(socket: &mut TcpStream, connection: &mut impl Unbuffered, mut incoming: &mut [u8]) {
     let mut outgoing = Vec::new();
-    while let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(mut alert)), .. } =
-        connection.process(&mut [])
-    {
+    loop {
+        let UnbufferedStatus { discard, state, .. } = connection.process(incoming);
+        let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else { break };
         if encode(&mut outgoing, |buffer| alert.encode(buffer)).is_err() {
             return;
         }
+        incoming = &mut incoming[discard..];
     }
     if let Err(error) = socket.write_all(&outgoing).await {
         tracing::debug!(%error, "the peer did not take the TLS alert");
