@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod capture;
 pub mod cgroup;
 pub mod down;
+pub mod harness;
 pub mod host;
 pub mod layout;
 pub mod netns;

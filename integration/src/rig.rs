@@ -129,6 +129,13 @@ impl Rig {
         Ok(process)
     }
 
+    /// Puts an enrolment token where a node's daemon looks for it: the path.
+    pub fn give_token(&self, node: &str, token: &str) -> Result<PathBuf, RigError> {
+        let path = self.state.host(node)?.join("token");
+        StateDir::write(&path, token)?;
+        Ok(path)
+    }
+
     /// The daemon's configuration file.
     pub fn config(&self, host: &str) -> Result<PathBuf, RigError> {
         Ok(self.state.host(host)?.join("config.yaml"))

@@ -285,9 +285,7 @@ impl Start<'_> {
 
     fn start_node(&mut self, name: &str) -> Result<(), UpError> {
         let token = self.rig.operator().token(name)?;
-        let state = &self.rig.state;
-        let token_file = state.host(name)?.join("token");
-        StateDir::write(&token_file, &token.token)?;
+        let token_file = self.rig.give_token(name, &token.token)?;
         let controller = self.rig.record.layout.controller();
         let config = json!({
             "node": name,
@@ -299,7 +297,7 @@ impl Start<'_> {
             "run_dir": "/run/opencluster",
             "cgroup": layout::cgroup(self.rig.name(), name),
             "interfaces": [INTERFACE],
-            "access_log": state.access_log(name),
+            "access_log": self.rig.state.access_log(name),
         });
         self.write_config(name, &config)?;
         self.rig.start_daemon(name)?;
