@@ -41,6 +41,7 @@ lint:
 	@scripts/debian-packages.sh build
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/check-requirements
 	@scripts/licences.sh
 
 clean:
