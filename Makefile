@@ -2,7 +2,7 @@
 #
 #   make demo     see it work: two hosts, real applications, an intruder, a lost controller
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
-#   make bench    measure it against haproxy and stunnel
+#   make bench    measure it against haproxy and stunnel (about 12 minutes; make bench-quick: 3)
 #   make build    the five programs, in target/release
 #   make lint     formatting, clippy, licences
 #   make install  PREFIX=/usr/local DESTDIR=
@@ -18,7 +18,7 @@ PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-prox
 UNITS    := opencluster-controller.service opencluster-node.service
 
 .DEFAULT_GOAL := build
-.PHONY: build test demo bench lint clean install
+.PHONY: build test demo bench bench-quick lint clean install
 
 build:
 	@scripts/debian-packages.sh build
@@ -36,6 +36,9 @@ demo: build
 bench: build
 	@scripts/debian-packages.sh bench
 	@$(RELEASE)/opencluster-bench $(BENCH)
+
+bench-quick:
+	@$(MAKE) bench BENCH="--quick $(BENCH)"
 
 lint:
 	@scripts/debian-packages.sh build

@@ -11,7 +11,7 @@ build="build-essential pkg-config libnftnl-dev libmnl-dev protobuf-compiler"
 rig="iproute2 nftables util-linux procps tcpdump"
 case "${1:-}" in
     build) packages="$build" ;;
-    test) packages="$build $rig curl" ;;
+    test) packages="$build $rig curl haproxy" ;;
     demo) packages="$build $rig curl nginx-light redis-server redis-tools postgresql postgresql-contrib iperf3" ;;
     bench) packages="$build $rig haproxy stunnel4 openssl" ;;
     *) echo "usage: $0 build|test|demo|bench" >&2; exit 2 ;;

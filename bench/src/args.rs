@@ -72,7 +72,7 @@ struct RunArgs {
     /// Rounds of every scenario and contender [default: 7, quick: 3]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// Measured seconds of a round [default: 2, quick: 1]
+    /// Measured seconds of a round [default: 2, quick: 0.7]
     #[arg(long, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: Option<f64>,
     /// Where the report, its plots, and the contenders' configurations and logs go
@@ -244,7 +244,7 @@ fn settings(args: &RunArgs) -> Result<Settings, BenchError> {
         contenders: unique(contenders.into_iter()),
         rounds,
         idle_rounds: rounds.min(if args.quick { 1 } else { 3 }),
-        seconds: args.seconds.unwrap_or(if args.quick { 1.0 } else { 2.0 }),
+        seconds: args.seconds.unwrap_or(if args.quick { 0.7 } else { 2.0 }),
         warmup_seconds: 0.2,
         open_files: process::raise_open_files()?,
         name: args.name.clone(),

@@ -229,10 +229,10 @@ mod tests {
         let own = [std::process::id()];
         let before = cpu_seconds(&own).unwrap();
         let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_millis(60) {
-            std::hint::spin_loop();
+        // On a busy machine it takes longer to get as much.
+        while cpu_seconds(&own).unwrap() - before < 0.02 {
+            assert!(start.elapsed() < Duration::from_secs(30), "all the time busy, but no CPU time is counted");
         }
-        assert!(cpu_seconds(&own).unwrap() - before >= 0.02);
         assert!(memory(&own).unwrap().rss > 100_000);
         assert!(cpu_seconds(&[u32::MAX]).is_err(), "a process that is gone is an error, not zero");
     }

@@ -293,13 +293,13 @@ pub(crate) mod test_support {
 
     #[test]
     fn rounds_that_failed_for_one_are_left_out_of_the_ratio_of_both() {
-        let (_, mut results) = results(&[("rr-1", "us", "rate", &[2.0, 20.0, 2.0])]);
-        for (round, value) in [(0, 1.0), (2, 1.0)] {
+        let (_, mut results) = results(&[("rr-1", "us", "rate", &[2.0, 20.0, 4.0])]);
+        for (round, value) in [(0, 1.0), (2, 2.0)] {
             let at = Measurement { scenario: Scenario::RoundTrip(1), contender: "haproxy", round };
             let sample = Sample { figures: BTreeMap::from([("rate", value)]), buckets: Vec::new() };
             results.record(&at, sample).unwrap();
         }
-        assert_eq!(results.get("rr-1", "haproxy").unwrap().rounds("rate"), [Some(1.0), None, Some(1.0)]);
+        assert_eq!(results.get("rr-1", "haproxy").unwrap().rounds("rate"), [Some(1.0), None, Some(2.0)]);
         let ratio = results.ratio("rr-1", "rate", "us", "haproxy").unwrap();
         assert!((ratio.ratio - 2.0).abs() < 1e-9, "round 2 of us has no partner: {ratio:?}");
     }
