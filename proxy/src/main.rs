@@ -38,11 +38,14 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let socket = take_control_socket(arguments.control_fd)?;
-    sandbox::confine_process()?;
+    let applied = sandbox::confine_process().context("the sandbox")?;
     let (log, writer) = access_log::channel();
     let log_thread = std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || writer.run(std::io::stdout()))
+        .spawn(move || {
+            sandbox::confine_log()?;
+            writer.run(std::io::stdout()).context("the access log could not be written")
+        })
         .context("the access log's thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,12 +54,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .context("the control thread's runtime")?;
     let result = runtime.block_on(async {
         let channel = Channel::new(socket).context("the control socket")?;
-        control::run(channel, log, true).await.map_err(anyhow::Error::from)
+        control::run(channel, log, Some(applied)).await.map_err(anyhow::Error::from)
     });
     // The tasks of the runtime hold the last senders of the log.
     drop(runtime);
     match log_thread.join() {
-        Ok(written) => written.context("the access log could not be written")?,
+        Ok(written) => written?,
         Err(_) => anyhow::bail!("the access log's thread panicked"),
     }
     result

@@ -80,7 +80,11 @@ struct Control {
 }
 
 /// Runs until the daemon goes away, or draining is over.
-pub async fn run(channel: Channel, log: AccessLog, sandboxed: bool) -> Result<(), ControlError> {
+///
+/// `process` is what is in force for the whole process already; `None` leaves the threads unconfined, which only tests
+/// do.
+pub async fn run(channel: Channel, log: AccessLog, process: Option<Applied>) -> Result<(), ControlError> {
+    let sandboxed = process.is_some();
     let channel = Arc::new(channel);
     let mut inbox = Inbox::default();
     let first: ToProxy = channel.receive(&mut inbox).await?;
@@ -94,7 +98,10 @@ pub async fn run(channel: Channel, log: AccessLog, sandboxed: bool) -> Result<()
         workers.push(worker::start(Arc::clone(&shared), number, sandboxed).await?);
     }
     // Last, because the workers need calls that this thread does not.
-    let mut applied = if sandboxed { sandbox::confine_control()? } else { Applied::default() };
+    let mut applied = process.unwrap_or_default();
+    if sandboxed {
+        applied.merge(&sandbox::confine_control()?);
+    }
     if let Some(worker) = workers.first() {
         applied.merge(&worker.applied);
     }
@@ -128,9 +135,12 @@ async fn finish(workers: Vec<Handle>) {
     for Handle { commands, thread, .. } in workers {
         drop(commands);
         let name = thread.thread().name().unwrap_or_default().to_owned();
-        match tokio::task::spawn_blocking(move || thread.join()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => tracing::error!(worker = name, "a worker ended in a panic"),
+        // Not by a blocking task: the sandbox lets no further thread start.
+        while !thread.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if thread.join().is_err() {
+            tracing::error!(worker = name, "a worker ended in a panic");
         }
     }
 }

@@ -195,5 +195,7 @@ fn many_flows_of_random_sizes_at_once_do_not_mix() {
     for thread in threads {
         thread.join().expect("flow");
     }
-    eventually("all flows are gone", || super::live_flows(&world.a).is_empty() && super::live_flows(&world.b).is_empty());
+    eventually("all flows are gone", || {
+        super::live_flows(&world.a).is_empty() && super::live_flows(&world.b).is_empty()
+    });
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use opencluster_identity::authority::Root;
 use opencluster_identity::bundle::TrustBundle;
 use opencluster_identity::key::PrivateKey;
+use opencluster_identity::revocation::RevocationSet;
 use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::tls::{ExpectedPeer, client_config, server_name};
 use opencluster_identity::trust::Trust;
-use opencluster_identity::revocation::RevocationSet;
 use rustls::{ClientConnection, StreamOwned};
 
 use super::{HOUR, PATIENCE, World, echo, eventually};
@@ -110,9 +110,7 @@ fn r31_peers_without_a_good_certificate_are_refused() {
     refused("a peer of another authority", rustls_peer(&world, Some(svid), own(), &[b"oct/1"]));
     let good_svid = world.svid(&world.a.workload, HOUR);
     refused("a peer of another protocol", rustls_peer(&world, Some(good_svid), own(), &[b"h2"]));
-    eventually("they are counted", || {
-        World::metrics(&world.b).contains("tls_handshake_failures_total 3")
-    });
+    eventually("they are counted", || World::metrics(&world.b).contains("tls_handshake_failures_total 3"));
     world.echo(&mut world.connect());
 }
 

@@ -218,8 +218,8 @@ impl Site {
 fn listen(workers: &[Handle], address: IpAddr, purpose: &Purpose) -> SocketAddr {
     let mut bound = SocketAddr::new(address, 0);
     for worker in workers {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(bound), socket2::Type::STREAM, None)
-            .expect("socket");
+        let socket =
+            socket2::Socket::new(socket2::Domain::for_address(bound), socket2::Type::STREAM, None).expect("socket");
         socket.set_reuse_port(true).expect("reuse port");
         socket.bind(&bound.into()).expect("bind");
         socket.listen(1024).expect("listen");
