@@ -36,6 +36,9 @@ pub enum ServerIdentity {
 }
 
 /// For accepting connections.
+///
+/// A client that offers protocols (ALPN) of which none is in `alpn` is refused. One that offers none at all is not: who
+/// speaks more than one protocol must look at the connection's `alpn_protocol`.
 pub fn server_config(
     identity: ServerIdentity,
     trust: &Trust,

@@ -1,0 +1,20 @@
+//! A tunnel's stream of frames, in pieces: the first byte of the input says how long each piece is.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use opencluster_proxy::tunnel::oct::frame::{Decoder, Event};
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&piece, stream)) = input.split_first() else { return };
+    let mut decoder = Decoder::default();
+    for mut rest in stream.chunks(usize::from(piece) + 1) {
+        while !rest.is_empty() {
+            let Ok((used, event)) = decoder.next(rest) else { return };
+            assert!(used > 0 && used <= rest.len());
+            if let Some(Event::Data(length)) = event {
+                assert!(length > 0 && length <= used);
+            }
+            rest = &rest[used..];
+        }
+    }
+});
