@@ -119,6 +119,7 @@ impl Report {
             std::fs::write(&path, text).map_err(BenchError::file("writing", path))
         };
         save("report.json", &(self.to_json()? + "\n"))?;
+        remove_plots(folder)?;
         let plots = svg::plots(self);
         for (name, text) in &plots {
             save(name, text)?;
@@ -135,6 +136,17 @@ impl Report {
     fn contenders(&self) -> Vec<&str> {
         ordered(&self.settings.contenders)
     }
+}
+
+/// Removes the plots of an earlier run, which may have measured what this one did not.
+fn remove_plots(folder: &Path) -> Result<(), BenchError> {
+    for entry in std::fs::read_dir(folder).map_err(BenchError::file("listing", folder))? {
+        let path = entry.map_err(BenchError::file("listing", folder))?.path();
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(svg::is_plot) {
+            std::fs::remove_file(&path).map_err(BenchError::file("removing", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Names in the order of tables and plots.
@@ -218,9 +230,14 @@ mod tests {
         let (settings, results) = results(&[]);
         let report = Report::build(&settings, Machine::default(), &results, Some("nothing worked".into()));
         let folder = tempfile::tempdir().unwrap();
+        for name in ["latency-rr-9.svg", "somebody-elses.svg"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
         report.write(folder.path()).unwrap();
         let json = std::fs::read_to_string(folder.path().join("report.json")).unwrap();
         assert!(json.contains("nothing worked"));
         assert!(std::fs::read_to_string(folder.path().join("report.md")).unwrap().contains("nothing worked"));
+        assert!(!folder.path().join("latency-rr-9.svg").exists(), "of another run");
+        assert!(folder.path().join("somebody-elses.svg").exists());
     }
 }

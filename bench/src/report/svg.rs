@@ -2,6 +2,7 @@
 
 use super::markdown::number;
 use super::{Report, ScenarioReport, ordered};
+use crate::scenario::Scenario;
 
 const INK: &str = "#24292f";
 const FAINT: &str = "#d0d7de";
@@ -10,19 +11,30 @@ const LABEL: f64 = 62.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 8.0;
 
+/// Charts of bars: file, title, figure, and the scenarios that they show.
+const CHARTS: [(&str, &str, &str, &[&str]); 5] = [
+    ("rates.svg", "Operations a second", "rate", &["rr-", "crr-"]),
+    ("throughput.svg", "Throughput by flows, Gbit/s", "gbit_s", &["stream-"]),
+    ("cpu.svg", "CPU seconds of the contender for each GB", "cpu_s_per_gb", &["stream-"]),
+    ("memory.svg", "Memory for each idle flow, bytes (PSS, both proxies)", "bytes_per_flow", &["idle-"]),
+    ("fixed-p99.svg", "p99 at a fixed rate, µs", "p99_us", &["fixed-"]),
+];
+
+/// Whether a file of this name is a plot of ours.
+pub fn is_plot(name: &str) -> bool {
+    CHARTS.iter().any(|chart| chart.0 == name)
+        || name
+            .strip_prefix("latency-")
+            .and_then(|n| n.strip_suffix(".svg"))
+            .is_some_and(|n| n.parse::<Scenario>().is_ok())
+}
+
 /// File names and contents of every plot for which there are figures.
 pub fn plots(report: &Report) -> Vec<(String, String)> {
     let named =
         |prefixes: &'static [&'static str]| move |s: &&ScenarioReport| prefixes.iter().any(|p| s.name.starts_with(p));
-    let charts = [
-        ("rates.svg", "Operations a second", "rate", &["rr-", "crr-"][..]),
-        ("throughput.svg", "Throughput by flows, Gbit/s", "gbit_s", &["stream-"][..]),
-        ("cpu.svg", "CPU seconds of the contender for each GB", "cpu_s_per_gb", &["stream-"][..]),
-        ("memory.svg", "Memory for each idle flow, bytes (PSS, both proxies)", "bytes_per_flow", &["idle-"][..]),
-        ("fixed-p99.svg", "p99 at a fixed rate, µs", "p99_us", &["fixed-"][..]),
-    ];
     let mut files = Vec::new();
-    for (file, title, figure, prefixes) in charts {
+    for (file, title, figure, prefixes) in CHARTS {
         let panels: Vec<&ScenarioReport> = report.scenarios.iter().filter(named(prefixes)).collect();
         if let Some(text) = bars(title, figure, &panels, &report.settings.contenders) {
             files.push((file.to_owned(), text));
@@ -63,7 +75,7 @@ fn bars(title: &str, figure: &str, scenarios: &[&ScenarioReport], contenders: &[
         .collect();
     let rows = panels.iter().map(|(_, rows)| rows.len()).max()?;
     let height = 66.0 + rows as f64 * (BAR + GAP);
-    let width = 20.0 + panels.len() as f64 * PANEL;
+    let width = (20.0 + panels.len() as f64 * PANEL).max(32.0 + title.chars().count() as f64 * 8.0);
     let mut svg = Svg::new(width, height, title);
     for (index, (name, rows)) in panels.iter().enumerate() {
         let left = 16.0 + index as f64 * PANEL;
