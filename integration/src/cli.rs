@@ -60,6 +60,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         name: NameArg,
     },
+    /// Show it all: real applications, the wire, policies, an intruder, a lost controller
+    Demo {
+        /// Leave a cluster up afterwards, and say how to play with it
+        #[arg(long)]
+        keep: bool,
+    },
     /// Print the log of a host's daemon (ctl is the controller)
     Logs {
         /// Whose

@@ -258,7 +258,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    fn start(mut command: Command, what: String) -> anyhow::Result<Self> {
+    /// Starts a command that prints events; `what` is its name in messages.
+    pub fn start(mut command: Command, what: String) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("no stdout")?;
         let stderr = child.stderr.take().context("no stderr")?;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod demo;
 
 use std::env;
 use std::ffi::OsString;
@@ -68,6 +69,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Down { name } => bring_down(&name.name),
         Command::Status { name } => status(&name.name),
         Command::Capture { host, out, name } => capture(&Rig::load(&name.name)?, &host, &out),
+        Command::Demo { keep } => {
+            if demo::run(keep, &watch_for_interruption()?)? {
+                Ok(())
+            } else {
+                bail!("not everything was observed")
+            }
+        }
         Command::Logs { host, name } => logs(&Rig::load(&name.name)?, &host),
         Command::Hold { netns, cgroup, hosts } => match host::hold(&netns, &cgroup, &hosts)? {},
         Command::Enter { netns, holder, cgroup, detach, command } => enter(&netns, holder, &cgroup, detach, &command),

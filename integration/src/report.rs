@@ -82,4 +82,30 @@ pub enum Event {
         /// Bytes that came back on all of them.
         received: u64,
     },
+    /// `tunnel`, `impostor`: the other side took this one for who it claims to be, and sent something.
+    Answered {
+        /// The first frame's type: 1 OPEN, 2 ACCEPT, 3 REFUSE.
+        frame: u8,
+        /// What came, as text.
+        text: String,
+    },
+    /// `tunnel`, `impostor`: it did not.
+    Refused {
+        /// How it showed.
+        why: String,
+    },
+    /// `enrol`: all attempts with the same token have been answered.
+    Enrolled {
+        /// How many were granted.
+        granted: usize,
+        /// How many were refused.
+        refused: usize,
+        /// How the first of those was put.
+        why: Option<String>,
+    },
+    /// `rogue`: the node has its certificates, and goes on sending heartbeats.
+    Ready {
+        /// Where they are.
+        directory: String,
+    },
 }

@@ -38,7 +38,7 @@ fn r09_without_a_policy_everything_is_denied() -> anyhow::Result<()> {
     let _echo = cluster.serve(Who::Workload("b"), &listen)?;
     let reach = |who, to| cluster.reaches(Who::Workload(who), to);
     ensure!(!reach("a", "10.88.0.12:9000")? && !reach("a", "[fd88::12]:9000")?, "without a policy");
-    ensure!(cluster.metric("a", "opencluster_flows_refused_total")? > 0.0, "the refusal is not counted");
+    ensure!(cluster.metric("a", "opencluster_proxy_flows_refused_total")? > 0.0, "the refusal is not counted");
 
     cluster.operator.apply(ALLOW)?;
     ensure!(cluster.comes_to_reach(Who::Workload("a"), "10.88.0.12:9000")?, "with the policy, IPv4");
@@ -105,16 +105,16 @@ fn r09_ten_thousand_flows_are_held_and_all_echo() -> anyhow::Result<()> {
         let (echoed, failed) = flows.round()?;
         ensure!(echoed == FLOWS && failed == 0, "{echoed} flows echoed, {failed} did not");
     }
-    let held = cluster.metric("a", "opencluster_flows_active")?;
+    let held = cluster.metric("a", "opencluster_proxy_open_flows")?;
     ensure!(held >= FLOWS as f64, "the proxy counts {held} flows");
     // They come and go: what they held is given back.
     flows.stop()?;
     let started = Instant::now();
-    while cluster.metric("a", "opencluster_flows_active")? > 0.0 {
+    while cluster.metric("a", "opencluster_proxy_open_flows")? > 0.0 {
         ensure!(
             started.elapsed() < PATIENCE,
             "flows stay behind: {}",
-            cluster.metric("a", "opencluster_flows_active")?
+            cluster.metric("a", "opencluster_proxy_open_flows")?
         );
     }
     Ok(())

@@ -7,10 +7,12 @@
 mod attack;
 mod echo;
 mod flows;
+mod identity;
 mod pulse;
 mod raw;
 mod socket;
 mod transfer;
+mod tunnel;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -43,6 +45,10 @@ enum Command {
     Send(raw::Options),
     /// Be a bad peer
     Attack(attack::Options),
+    /// Make a tunnel to a proxy as somebody, or as somebody else
+    Tunnel(tunnel::Options),
+    /// Take tunnels from proxies as somebody else
+    Impostor(tunnel::ImpostorOptions),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +73,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Transfer(options) => runtime.block_on(transfer::send(&options)),
         Command::Send(options) => raw::send(&options),
         Command::Attack(options) => runtime.block_on(attack::attack(options)),
+        Command::Tunnel(options) => runtime.block_on(tunnel::make(&options)),
+        Command::Impostor(options) => runtime.block_on(tunnel::impostor(&options)),
     }
 }
 
