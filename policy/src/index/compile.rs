@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::table::{Source, TableBuilder, Who};
+use super::identities::{Identities, Identity};
+use super::table::{TableBuilder, Who};
 use super::topology::Topology;
-use super::{Destination, FastMap, Identity, Index, NONE, Rule};
+use super::{Destination, FastMap, Index, NONE, Rule};
 use crate::resource::{From, Key, Kind, PolicySpec, Reference, Resource, ServiceSpec};
 use crate::snapshot::Snapshot;
 use crate::spiffe::{SpiffeId, Subject, TrustDomain};
@@ -37,15 +38,23 @@ pub(super) fn compile(domain: &TrustDomain, snapshot: &Snapshot) -> Index {
             }
         }
     }
-    let scope_count = destinations.scope_count;
+    let mut scopes = FastMap::default();
+    for (at, scope) in destinations.scopes {
+        let (workload, port, protocol) = at;
+        match sources.identities.get_mut(&view.ids[workload as usize]) {
+            Some(identity) if identity.scope == NONE => *identity = Identity { scope, port, protocol, ..*identity },
+            _ => {
+                scopes.insert(at, scope);
+            }
+        }
+    }
     Index {
-        domain: domain.clone(),
         snapshot: snapshot.clone(),
         identities: sources.identities,
         namespaces: sources.namespaces,
-        scopes: destinations.scopes,
-        enforced: enforced.build(scope_count),
-        dry_run: dry_run.build(scope_count),
+        scopes,
+        enforced: enforced.build(destinations.scope_count),
+        dry_run: dry_run.build(destinations.scope_count),
         rules,
         topology,
     }
@@ -113,7 +122,8 @@ impl<'a> View<'a> {
 
 /// Scopes: which policies are about which destinations.
 struct Destinations {
-    scopes: FastMap<Destination, u32>,
+    /// Sorted.
+    scopes: Vec<(Destination, u32)>,
     scope_count: usize,
     scopes_of_policy: HashMap<u32, Vec<u32>>,
 }
@@ -145,13 +155,15 @@ impl Destinations {
                 }
                 let set = port_sets.number(policies);
                 for workload in view.backends(key, spec) {
-                    let destination = Destination::new(workload, port.port, port.protocol);
+                    let destination = (workload, port.port, port.protocol);
                     services_at.entry(destination).or_default().insert(set);
                 }
             }
         }
         // A destination behind several services: what any of them says.
         let mut scope_sets = Numbering::default();
+        let mut services_at: Vec<_> = services_at.into_iter().collect();
+        services_at.sort_unstable_by_key(|(at, _)| *at);
         let scopes = services_at.into_iter().map(|(at, sets)| (at, scope_sets.number(sets))).collect();
         let mut scopes_of_policy: HashMap<u32, Vec<u32>> = HashMap::new();
         for (scope, sets) in scope_sets.values.iter().enumerate() {
@@ -168,7 +180,7 @@ impl Destinations {
 /// Whom sources name, in numbers.
 struct Sources<'v, 'a> {
     view: &'v View<'a>,
-    identities: FastMap<SpiffeId, Identity>,
+    identities: Identities,
     namespaces: FastMap<String, u32>,
     /// Namespace and services of each group.
     groups: Vec<(String, BTreeSet<u32>)>,
@@ -200,7 +212,7 @@ impl<'v, 'a> Sources<'v, 'a> {
         let mut groups = Numbering::default();
         let mut sources = Self {
             view,
-            identities: FastMap::default(),
+            identities: Identities::new(view.domain),
             namespaces,
             groups: Vec::new(),
             groups_of_service: HashMap::new(),
@@ -208,12 +220,12 @@ impl<'v, 'a> Sources<'v, 'a> {
         for (key, &number) in &view.workloads {
             let services = std::mem::take(&mut services_of[number as usize]);
             let group = if services.is_empty() { NONE } else { groups.number((key.namespace.clone(), services)) };
-            sources.add_identity(view.ids[number as usize].clone(), number, group);
+            sources.add_identity(&view.ids[number as usize], number, group);
         }
         for id in named_ids {
             let next = sources.identities.len() as u32;
-            if !sources.identities.contains_key(&id) {
-                sources.add_identity(id, next, NONE);
+            if sources.identities.get(&id).is_none() {
+                sources.add_identity(&id, next, NONE);
             }
         }
         for (group, (_, services)) in groups.values.iter().enumerate() {
@@ -225,15 +237,15 @@ impl<'v, 'a> Sources<'v, 'a> {
         sources
     }
 
-    fn add_identity(&mut self, id: SpiffeId, number: u32, group: u32) {
-        let (namespace, member) = match id.subject() {
-            Subject::Workload { namespace, .. } if id.is_of(self.view.domain) => {
-                (self.namespaces.get(namespace).copied().unwrap_or(NONE), true)
-            }
-            _ => (NONE, false),
-        };
-        let source = Source { identity: number, group, namespace, member };
-        self.identities.insert(id, Identity { number, source });
+    fn add_identity(&mut self, id: &SpiffeId, number: u32, group: u32) {
+        let mut identity = Identity { group, ..Identity::new(number) };
+        if let Subject::Workload { namespace, .. } = id.subject()
+            && id.is_of(self.view.domain)
+        {
+            identity.member = true;
+            identity.namespace = self.namespaces.get(namespace).copied().unwrap_or(NONE);
+        }
+        self.identities.insert(id, identity);
     }
 
     /// Whom a source names, leaving addresses aside. Several keys: any of them. None: it can match nobody.
@@ -277,10 +289,11 @@ impl<'v, 'a> Sources<'v, 'a> {
             (None, Some(identity)) => identity.as_ref()?,
             (None, None) => return None,
         };
-        let Identity { number, source } = *self.identities.get(id)?;
-        let of_service = |service: u32| source.group != NONE && self.groups[source.group as usize].1.contains(&service);
-        let fits = service.is_none_or(of_service) && namespace.is_none_or(|namespace| source.namespace == namespace);
-        fits.then_some(number)
+        let identity = self.identities.get(id)?;
+        let of_service =
+            |service: u32| identity.group != NONE && self.groups[identity.group as usize].1.contains(&service);
+        let fits = service.is_none_or(of_service) && namespace.is_none_or(|namespace| identity.namespace == namespace);
+        fits.then_some(identity.number)
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn backends(index: &Index, namespace: &str, service: &str, port: u16)
         .iter()
         .map(|text| Reference::resolve(text, namespace).key(Kind::Workload))
         .filter(|workload| index.snapshot.resources.contains_key(workload))
-        .filter_map(|workload| SpiffeId::workload(&index.domain, &workload.namespace, &workload.name).ok())
+        .filter_map(|workload| SpiffeId::workload(index.identities.domain(), &workload.namespace, &workload.name).ok())
         .map(Arc::new)
         .collect();
     ids.sort_unstable();
@@ -168,7 +168,7 @@ impl<'i> Rules<'i> {
     fn destination_lacks(&self, rule: &Written<'_>) -> Vec<Lack> {
         let Flow { destination, port, protocol, .. } = *self.flow;
         let key = Reference::resolve(&rule.spec.to.service, &rule.policy.namespace).key(Kind::Service);
-        let shown = who(destination, &self.index.domain, &rule.policy.namespace);
+        let shown = who(destination, self.index.identities.domain(), &rule.policy.namespace);
         let Some(spec) = service_spec(self.index, &key).filter(|spec| self.backs(destination, &key, spec)) else {
             let text = format!("{shown}, where this flow goes, does not back that service");
             return vec![Lack { distance: OTHER_DESTINATION, text }];
@@ -185,8 +185,8 @@ impl<'i> Rules<'i> {
         let Flow { source, source_address, .. } = *self.flow;
         let Written { from, policy, .. } = rule;
         let mut lacks = Vec::new();
-        let shown = who(source, &self.index.domain, &policy.namespace);
-        let own = source.is_of(&self.index.domain);
+        let shown = who(source, self.index.identities.domain(), &policy.namespace);
+        let own = source.is_of(self.index.identities.domain());
         let namespace = match source.subject() {
             Subject::Workload { namespace, .. } if own => Some(namespace),
             _ => None,
@@ -234,7 +234,7 @@ impl<'i> Rules<'i> {
     fn workload_key(&self, id: &SpiffeId) -> Option<Key> {
         let Subject::Workload { namespace, name } = id.subject() else { return None };
         let key = Reference { namespace, name }.key(Kind::Workload);
-        (id.is_of(&self.index.domain) && self.index.snapshot.resources.contains_key(&key)).then_some(key)
+        (id.is_of(self.index.identities.domain()) && self.index.snapshot.resources.contains_key(&key)).then_some(key)
     }
 
     fn services_of(&self, workload: &Key) -> impl Iterator<Item = (&'i Key, &'i ServiceSpec)> {

@@ -22,11 +22,13 @@ use std::sync::Arc;
 use crate::resource::{Key, Protocol};
 use crate::snapshot::Snapshot;
 use crate::spiffe::{SpiffeId, Subject, TrustDomain};
+use identities::Identities;
 use table::{Source, Table, Verdict};
 use topology::Topology;
 
 mod compile;
 mod explain;
+mod identities;
 mod table;
 mod topology;
 
@@ -38,14 +40,12 @@ const NONE: u32 = u32::MAX;
 /// A compiled snapshot: immutable, shared by all workers.
 #[derive(Debug)]
 pub struct Index {
-    domain: TrustDomain,
     /// For `explain`, which reads policies as they were written.
     snapshot: Snapshot,
-    /// Every workload, and every identity that a policy names.
-    identities: FastMap<SpiffeId, Identity>,
+    identities: Identities,
     /// Those that policies name as sources.
     namespaces: FastMap<String, u32>,
-    /// By workload, port and protocol.
+    /// By workload, port and protocol: those that are not in [`Identity`](identities::Identity).
     scopes: FastMap<Destination, u32>,
     enforced: Table,
     dry_run: Table,
@@ -54,28 +54,8 @@ pub struct Index {
     topology: Topology,
 }
 
-/// What compiling found out about an identity.
-#[derive(Clone, Copy, Debug)]
-struct Identity {
-    /// Its number, also as a destination.
-    number: u32,
-    /// What it is as a source.
-    source: Source,
-}
-
-/// A destination's key: the workload's number, the port and the protocol in one integer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Destination(u64);
-
-impl Destination {
-    fn new(workload: u32, port: u16, protocol: Protocol) -> Self {
-        let protocol = match protocol {
-            Protocol::Tcp => 0,
-            Protocol::Udp => 1,
-        };
-        Self(u64::from(workload) << 32 | u64::from(port) << 8 | protocol)
-    }
-}
+/// A destination: the workload's number, the port and the protocol.
+type Destination = (u32, u16, Protocol);
 
 /// One source of one policy.
 #[derive(Clone, Debug)]
@@ -234,22 +214,29 @@ impl Index {
     }
 
     fn verdict(&self, table: &Table, flow: &Flow<'_>) -> Verdict {
-        let Some(destination) = self.identities.get(flow.destination) else { return Verdict::NONE };
-        let key = Destination::new(destination.number, flow.port, flow.protocol);
-        let Some(scope) = self.scopes.get(&key) else { return Verdict::NONE };
+        let Some(scope) = self.scope(flow) else { return Verdict::NONE };
         match self.source(flow.source) {
-            Some(source) => table.verdict(*scope, source, flow.source_address),
+            Some(source) => table.verdict(scope, source, flow.source_address),
             None => Verdict::NONE,
         }
+    }
+
+    /// The set of policies that are about the destination; `None`: no policy is.
+    fn scope(&self, flow: &Flow<'_>) -> Option<u32> {
+        let destination = self.identities.get(flow.destination)?;
+        if destination.scope != NONE && (destination.port, destination.protocol) == (flow.port, flow.protocol) {
+            return Some(destination.scope);
+        }
+        self.scopes.get(&(destination.number, flow.port, flow.protocol)).copied()
     }
 
     /// What rules can match a source by; `None`: by nothing.
     fn source(&self, id: &SpiffeId) -> Option<Source> {
         if let Some(identity) = self.identities.get(id) {
-            return Some(identity.source);
+            return Some(identity.source());
         }
         let Subject::Workload { namespace, .. } = id.subject() else { return None };
         let namespace = self.namespaces.get(namespace).copied().unwrap_or(NONE);
-        id.is_of(&self.domain).then_some(Source { identity: NONE, group: NONE, namespace, member: true })
+        id.is_of(self.identities.domain()).then_some(Source { identity: NONE, group: NONE, namespace, member: true })
     }
 }

@@ -60,37 +60,53 @@ pub(super) enum Who {
     Namespace(u32),
 }
 
+impl Who {
+    /// Different for each. (A number has 30 bits: what it stands for takes up more than 4 bytes of memory, of which there
+    /// would have to be 4 GiB.)
+    fn code(self) -> u32 {
+        match self {
+            Self::Anyone => 0,
+            Self::Identity(number) => number << 2 | 1,
+            Self::Group(number) => number << 2 | 2,
+            Self::Namespace(number) => number << 2 | 3,
+        }
+    }
+}
+
 /// Rules by scope and source.
+///
+/// Each scope has a small hash table of its own, a part of `slots`: what one decision looks up is close together, and the
+/// memory that most decisions touch stays small.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     scopes: Vec<Scope>,
-    identities: FastMap<Pair, Cell>,
-    groups: FastMap<Pair, Cell>,
-    namespaces: FastMap<Pair, Cell>,
+    slots: Vec<Slot>,
     /// By [`Cell::ranges`].
     ranges: Vec<Lengths>,
     v4: FastMap<V4Range, Verdict>,
     v6: FastMap<V6Range, Verdict>,
 }
 
-/// A scope and the number of a source, in one integer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Pair(u64);
-
-impl Pair {
-    fn new(scope: u32, number: u32) -> Self {
-        Self(u64::from(scope) << 32 | u64::from(number))
-    }
-}
-
-/// What a scope has, so that no look-up is made that must fail.
+/// Where a scope's part of the slots is: 2^`bits` from `start`, open addressing, at most three quarters full.
 #[derive(Clone, Copy, Debug)]
 struct Scope {
     anyone: Cell,
+    start: u32,
+    bits: u8,
     identities: bool,
     groups: bool,
     namespaces: bool,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// `VACANT`, or [`Who::code`].
+    code: u32,
+    cell: Cell,
+}
+
+/// No code: that of anyone, who is not in a slot.
+const VACANT: u32 = 0;
 
 /// The rules of one scope for one kind of source.
 #[derive(Clone, Copy, Debug)]
@@ -152,19 +168,30 @@ impl Table {
         if source.member {
             verdict = self.cell(&rules.anyone, address);
         }
-        for (has_rules, map, number) in [
-            (rules.identities, &self.identities, source.identity),
-            (rules.groups, &self.groups, source.group),
-            (rules.namespaces, &self.namespaces, source.namespace),
+        for (has_rules, number, who) in [
+            (rules.identities, source.identity, Who::Identity(source.identity)),
+            (rules.groups, source.group, Who::Group(source.group)),
+            (rules.namespaces, source.namespace, Who::Namespace(source.namespace)),
         ] {
             if has_rules
                 && number != NONE
-                && let Some(cell) = map.get(&Pair::new(scope, number))
+                && let Some(cell) = self.find(rules, who.code())
             {
                 verdict = verdict.and(self.cell(cell, address));
             }
         }
         verdict
+    }
+
+    /// The cell with this code in a scope.
+    fn find(&self, rules: &Scope, code: u32) -> Option<&Cell> {
+        let slots = self.slots.get(rules.start as usize..)?.get(..1 << rules.bits)?;
+        // Each table has a vacant slot, where the search ends at the latest.
+        probe(code, rules.bits)
+            .map_while(|at| slots.get(at))
+            .take_while(|slot| slot.code != VACANT)
+            .find(|slot| slot.code == code)
+            .map(|slot| &slot.cell)
     }
 
     fn cell(&self, cell: &Cell, address: IpAddr) -> Verdict {
@@ -237,28 +264,61 @@ impl TableBuilder {
 
     /// The table for scopes 0 to `scopes` - 1.
     pub(super) fn build(self, scopes: usize) -> Table {
-        let empty = Scope { anyone: Cell::EMPTY, identities: false, groups: false, namespaces: false };
-        let mut table = Table { scopes: vec![empty; scopes], ..Table::default() };
+        let mut by_scope: Vec<Vec<(Who, CellBuilder)>> = Vec::new();
+        by_scope.resize_with(scopes, Vec::new);
         for ((scope, who), cell) in self.cells {
-            let cell = table.lay_out(&cell);
-            let rules = &mut table.scopes[scope as usize];
-            let (has_rules, map, number) = match who {
-                Who::Anyone => {
-                    rules.anyone = cell;
-                    continue;
-                }
-                Who::Identity(number) => (&mut rules.identities, &mut table.identities, number),
-                Who::Group(number) => (&mut rules.groups, &mut table.groups, number),
-                Who::Namespace(number) => (&mut rules.namespaces, &mut table.namespaces, number),
-            };
-            *has_rules = true;
-            map.insert(Pair::new(scope, number), cell);
+            by_scope[scope as usize].push((who, cell));
+        }
+        let mut table = Table::default();
+        for cells in by_scope {
+            table.add_scope(&cells);
         }
         table
     }
 }
 
+/// Where to look for a code in 2^`bits` slots, in order (Fibonacci hashing; the numbers are ours, nobody can choose them).
+fn probe(code: u32, bits: u8) -> impl Iterator<Item = usize> {
+    let mask = (1_usize << bits) - 1;
+    let first = (u64::from(code).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - u32::from(bits))) as usize;
+    (0..=mask).map(move |step| (first + step) & mask)
+}
+
 impl Table {
+    fn add_scope(&mut self, cells: &[(Who, CellBuilder)]) {
+        let named = cells.iter().filter(|(who, _)| *who != Who::Anyone).count();
+        // At least two slots, so that the shift in `probe` is less than 64, and never full.
+        let bits = (named + named / 3 + 2).next_power_of_two().trailing_zeros() as u8;
+        let start = self.slots.len();
+        self.slots.resize(start + (1 << bits), Slot { code: VACANT, cell: Cell::EMPTY });
+        let mut scope = Scope {
+            anyone: Cell::EMPTY,
+            start: start as u32,
+            bits,
+            identities: false,
+            groups: false,
+            namespaces: false,
+        };
+        for (who, cell) in cells {
+            let cell = self.lay_out(cell);
+            match who {
+                Who::Anyone => {
+                    scope.anyone = cell;
+                    continue;
+                }
+                Who::Identity(_) => scope.identities = true,
+                Who::Group(_) => scope.groups = true,
+                Who::Namespace(_) => scope.namespaces = true,
+            }
+            let slots = &mut self.slots[start..];
+            let vacant = probe(who.code(), bits).find(|at| slots[*at].code == VACANT);
+            if let Some(at) = vacant {
+                slots[at] = Slot { code: who.code(), cell };
+            }
+        }
+        self.scopes.push(scope);
+    }
+
     fn lay_out(&mut self, cell: &CellBuilder) -> Cell {
         let anywhere = cell.anywhere.unwrap_or(Verdict::NONE);
         if cell.ranges.is_empty() {

@@ -277,7 +277,7 @@ impl World {
                 NodeAction::Send(heartbeat) => {
                     self.nodes[number].first_sent.entry(heartbeat.sequence).or_insert(shown);
                     let slower = self.slower;
-                    self.send(number, true, slower, Event::AtPeer(number, heartbeat));
+                    self.send(number, true, slower, &Event::AtPeer(number, heartbeat));
                 }
                 NodeAction::Renew { deadline } => {
                     self.grants += 1;
@@ -314,12 +314,12 @@ impl World {
         let receivers = from.map_or(0..self.nodes.len(), |node| node..node + 1);
         for action in actions {
             for node in receivers.clone() {
-                self.send(node, false, 0, Event::AtNode(node, action.clone()));
+                self.send(node, false, 0, &Event::AtNode(node, action.clone()));
             }
         }
     }
 
-    fn send(&mut self, node: usize, up: bool, slower: u64, event: Event) {
+    fn send(&mut self, node: usize, up: bool, slower: u64, event: &Event) {
         if self.silent {
             return;
         }
