@@ -45,7 +45,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
         }
     }
 }

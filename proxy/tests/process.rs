@@ -22,7 +22,7 @@ use opencluster_identity::authority::{Issuer, Root};
 use opencluster_identity::{SpiffeId, TrustDomain, UnixTime};
 use opencluster_policy::resource::Resource;
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 const TUNNEL_PORT: u16 = 15_443;
 const CAPTURE_PORT: u16 = 15_100;
@@ -158,7 +158,7 @@ impl Cluster {
         Arc::new(Self { domain, root, issuer })
     }
 
-    fn config(&self) -> ConfigUpdate {
+    fn config() -> ConfigUpdate {
         let documents = Resource::parse_documents(RESOURCES).expect("resources").into_iter().map(|resource| {
             let key = resource.key();
             Document {
@@ -259,7 +259,7 @@ impl Proxy {
         let roots_der = vec![cluster.root.certificate().to_vec()];
         self.send(Message::TrustBundle(TrustBundle { version: 1, roots_der }), &[]);
         self.send(Message::Revocations(RevocationSet { version: 1, entries: Vec::new() }), &[]);
-        self.send(Message::Config(cluster.config()), &[]);
+        self.send(Message::Config(Cluster::config()), &[]);
         let id = SpiffeId::workload(&cluster.domain, "default", name).expect("id");
         self.send(Message::Identities(Identities { spiffe_ids: vec![id.to_string()] }), &[]);
         let deadline_boottime_ns = opencluster_proxy::shared::boottime() + 60_000_000_000;

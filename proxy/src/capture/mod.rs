@@ -127,7 +127,8 @@ pub async fn serve(
         Ending::Stale { app, replay } => {
             worker.shared.metrics.stale_retries.inc();
             flow.forget_sent();
-            match pair.lease_fresh().await {
+            // Boxed: a handshake is large, and this is rare.
+            match Box::pin(pair.lease_fresh()).await {
                 Ok(leased) => carry(&flow, &pair, leased, app, replay).await,
                 Err(error) => return refuse(&worker, &flow, app, &error.into()),
             }

@@ -76,9 +76,9 @@ pub struct Relay<'a> {
     pub keep: bool,
 }
 
-impl Relay<'_> {
-    /// Runs the flow to its end.
-    pub async fn run(self) -> Outcome {
+impl<'a> Relay<'a> {
+    /// Runs the flow to its end. (Not an `async fn`: that would keep the parts and what is made of them.)
+    pub fn run(self) -> impl Future<Output = Outcome> + use<'a> {
         let Relay { app, tunnel, exchange, flow, replay, keep } = self;
         let mut state = State {
             app,
@@ -93,7 +93,7 @@ impl Relay<'_> {
             discarded: 0,
             ending: None,
         };
-        poll_fn(|context| state.poll(context)).await
+        poll_fn(move |context| state.poll(context))
     }
 }
 

@@ -102,9 +102,10 @@ pub fn confine_process() -> Result<Applied, SandboxError> {
     if crate::shared::boottime() == 0 {
         return Err(SandboxError::NotInForce("CLOCK_BOOTTIME"));
     }
-    match landlock()? {
-        Some(abi) => applied.add(format!("landlock:{abi}")),
-        None => tracing::warn!("this kernel has no landlock: going on without"),
+    if let Some(abi) = landlock()? {
+        applied.add(format!("landlock:{abi}"));
+    } else {
+        tracing::warn!("this kernel has no landlock: going on without");
     }
     Ok(applied)
 }

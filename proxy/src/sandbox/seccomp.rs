@@ -137,9 +137,9 @@ fn rules(thread: Thread) -> Result<BTreeMap<i64, Vec<SeccompRule>>, SeccompError
         };
         rules.insert(libc::SYS_socket, vec![tcp(libc::AF_INET)?, tcp(libc::AF_INET6)?]);
         // FIONBIO, by which the standard library sets nonblocking mode.
-        rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![equal(1, libc::FIONBIO as u64)?])?]);
+        rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![equal(1, libc::FIONBIO)?])?]);
     } else if thread == Thread::Control {
-        rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![equal(1, libc::FIONBIO as u64)?])?]);
+        rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![equal(1, libc::FIONBIO)?])?]);
     }
     Ok(rules)
 }

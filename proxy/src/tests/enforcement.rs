@@ -32,19 +32,19 @@ fn is_refused(world: &World) -> bool {
 #[test]
 fn r09_nothing_passes_without_a_policy() {
     let world = World::new(echo);
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
     world.apply(NO_POLICY);
     assert!(is_refused(&world));
     world.apply(DENY);
     assert!(is_refused(&world), "a deny beats an allow");
     world.apply(ALLOW);
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
 }
 
 #[test]
 fn r09_the_destination_decides_even_if_the_source_does_not() {
     let world = World::new(echo);
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
     world.b.shared.set_index(world.index(NO_POLICY));
     assert!(is_refused(&world));
     eventually("b counts the refusal", || {
@@ -60,7 +60,7 @@ fn r09_a_policy_change_cuts_live_flows_at_once_on_either_side() {
     for change_at_destination in [false, true] {
         let world = World::new(echo);
         let mut stream = world.connect();
-        world.echo(&mut stream);
+        World::echo(&mut stream);
         let site = if change_at_destination { &world.b } else { &world.a };
         let changed = Instant::now();
         site.shared.set_index(world.index(NO_POLICY));
@@ -76,10 +76,10 @@ fn r09_a_policy_change_cuts_live_flows_at_once_on_either_side() {
 fn an_unrelated_change_of_policy_cuts_nothing() {
     let world = World::new(echo);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     for _ in 0..10 {
         world.apply(ALLOW);
-        world.echo(&mut stream);
+        World::echo(&mut stream);
     }
 }
 
@@ -88,7 +88,7 @@ fn r23_a_revoked_identity_is_cut_and_stays_out() {
     for revoked_at_destination in [false, true] {
         let world = World::new(echo);
         let mut stream = world.connect();
-        world.echo(&mut stream);
+        World::echo(&mut stream);
         let site = if revoked_at_destination { &world.b } else { &world.a };
         let mut set = RevocationSet::new(2);
         set.revoke(world.a.workload.clone(), None);
@@ -97,7 +97,7 @@ fn r23_a_revoked_identity_is_cut_and_stays_out() {
         assert!(is_cut(&mut stream));
         assert!(is_refused(&world), "no new flow either");
         site.shared.trust.replace_revocations(RevocationSet::new(3));
-        world.echo(&mut world.connect());
+        World::echo(&mut world.connect());
     }
 }
 
@@ -106,7 +106,7 @@ fn revoking_one_key_leaves_its_successor_alone() {
     let world = World::new(echo);
     let old = *world.a.shared.svids.get(&world.a.workload).expect("SVID").spki_sha256();
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     world.install(&world.a, HOUR);
     let mut set = RevocationSet::new(2);
     set.revoke(world.a.workload.clone(), Some(old));
@@ -124,13 +124,13 @@ fn r06_the_end_of_the_lease_cuts_every_flow_drops_every_key_and_is_final() {
         let world = World::new(echo);
         // This world's lease is an hour: make a short one by a new world whose lease is never extended.
         let mut stream = world.connect();
-        world.echo(&mut stream);
+        World::echo(&mut stream);
         let site = if lease_of_destination { &world.b } else { &world.a };
         site.shared.expire_lease_at(boottime() + 300_000_000);
         let start = Instant::now();
         assert!(is_cut(&mut stream));
         assert!(start.elapsed() > Duration::from_millis(200), "not before its time");
-        assert!(start.elapsed() < Duration::from_millis(1000), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         eventually("severed", || site.shared.is_severed());
         assert!(site.shared.identities().is_empty(), "keys are gone");
         // A late renewal changes nothing.
@@ -147,12 +147,12 @@ fn r06_the_end_of_the_lease_cuts_every_flow_drops_every_key_and_is_final() {
 fn a_renewed_lease_goes_on() {
     let world = World::new(echo);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     world.b.shared.expire_lease_at(boottime() + 300_000_000);
     for _ in 0..6 {
         std::thread::park_timeout(Duration::from_millis(100));
         world.b.shared.set_lease(boottime() + 300_000_000);
-        world.echo(&mut stream);
+        World::echo(&mut stream);
     }
 }
 
@@ -160,7 +160,7 @@ fn a_renewed_lease_goes_on() {
 fn r06_severance_cuts_every_flow_at_once() {
     let world = World::new(echo);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     let start = Instant::now();
     world.b.shared.sever();
     assert!(is_cut(&mut stream));
@@ -172,7 +172,7 @@ fn r06_severance_cuts_every_flow_at_once() {
 fn nothing_is_carried_before_everything_has_arrived() {
     use crate::shared::NotReady;
     let world = World::new(echo);
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
     let log = world.a.shared.log.clone();
     let fresh = crate::shared::Shared::new(world.a.shared.node.clone(), crate::limits::Limits::default(), 1, log);
     assert_eq!(fresh.readiness(), Err(NotReady::TrustBundle));

@@ -37,7 +37,7 @@ fn r31_a_round_trip_through_two_proxies() {
     let world = World::new(echo);
     let mut stream = world.connect();
     for _ in 0..100 {
-        world.echo(&mut stream);
+        World::echo(&mut stream);
     }
 }
 
@@ -71,7 +71,7 @@ fn an_application_that_speaks_first_is_heard() {
     let mut greeting = [0; 11];
     stream.read_exact(&mut greeting).expect("greeting");
     assert_eq!(&greeting, b"220 ready\r\n");
-    world.echo(&mut stream);
+    World::echo(&mut stream);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_reset_by_the_client_reaches_the_server() {
 
 #[test]
 fn a_closed_port_behind_the_proxy_is_a_reset_for_the_client() {
-    let world = World::without_app(Limits::default(), 1);
+    let world = World::without_app(&Limits::default(), 1);
     let mut stream = world.connect();
     stream.read(&mut [0; 4]).expect_err("reset");
     eventually("it is counted", || World::metrics(&world.a).contains("reason=\"connect_refused\""));
@@ -170,7 +170,7 @@ fn a_slow_reader_holds_the_sender_back_and_little_memory_is_used() {
 
 #[test]
 fn many_flows_of_random_sizes_at_once_do_not_mix() {
-    let world = Arc::new(World::with(echo, Limits::default(), 2));
+    let world = Arc::new(World::with(echo, &Limits::default(), 2));
     let threads: Vec<_> = (0..24_u64)
         .map(|number| {
             let world = Arc::clone(&world);

@@ -111,7 +111,7 @@ fn r31_peers_without_a_good_certificate_are_refused() {
     let good_svid = world.svid(&world.a.workload, HOUR);
     refused("a peer of another protocol", rustls_peer(&world, Some(good_svid), own(), &[b"h2"]));
     eventually("they are counted", || World::metrics(&world.b).contains("tls_handshake_failures_total 3"));
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn garbage_on_the_tunnel_port_is_refused_at_once() {
         }
         assert!(start.elapsed() < Duration::from_secs(1), "{garbage:?} was listened to for {:?}", start.elapsed());
     }
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
 }
 
 #[test]
@@ -140,13 +140,13 @@ fn silent_and_slow_peers_are_cut_in_time_and_do_not_hold_others_up() {
         inbound_handshakes: 4,
         ..Limits::default()
     };
-    let world = World::with(echo, limits, 1);
+    let world = World::with(echo, &limits, 1);
     let mut first = world.connect();
-    world.echo(&mut first);
+    World::echo(&mut first);
     let silent: Vec<_> = (0..4).map(|_| TcpStream::connect(world.b.tunnel).expect("connect")).collect();
     let mut slow = good_peer(&world);
     // The fifth handshake is one too many, as long as the four wait.
-    world.echo(&mut first);
+    World::echo(&mut first);
     for mut stream in silent {
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)));
@@ -159,7 +159,7 @@ fn silent_and_slow_peers_are_cut_in_time_and_do_not_hold_others_up() {
     let start = Instant::now();
     assert!(matches!(slow.read(&mut [0; 8]), Ok(0) | Err(_)));
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    world.echo(&mut first);
+    World::echo(&mut first);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn frames_out_of_turn_end_the_tunnel() {
         // ACCEPT of the first OPEN may come before the end.
         assert!(rest.len() <= HEADER, "{bytes:?}: {ended:?}, {rest:?}");
     }
-    world.echo(&mut world.connect());
+    World::echo(&mut world.connect());
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_target_that_is_not_the_workloads_is_refused_with_the_reason() {
 
 #[test]
 fn one_identity_cannot_take_all_tunnels() {
-    let world = World::with(echo, Limits { tunnels_per_peer: 2, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { tunnels_per_peer: 2, ..Limits::default() }, 1);
     let mut held: Vec<_> = (0..2).map(|_| good_peer(&world)).collect();
     for peer in &mut held {
         peer.write_all(&open(&world)).expect("write");

@@ -5,6 +5,7 @@ mod enforcement;
 mod flows;
 mod hostile;
 mod pool;
+mod resources;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -30,7 +31,7 @@ use crate::tunnel::info::wall_clock;
 use crate::worker::listen::{Purpose, Spec};
 use crate::worker::{self, Command, Handle};
 
-pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const HOUR: Duration = Duration::from_hours(1);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits until `condition` holds.
@@ -78,17 +79,17 @@ pub(crate) const NO_POLICY: &str = "";
 impl World {
     /// Everything allowed, one worker each; the application is `app`, a thread for each connection.
     pub(crate) fn new(app: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        Self::with(app, Limits::default(), 1)
+        Self::with(app, &Limits::default(), 1)
     }
 
-    pub(crate) fn with(app: impl Fn(TcpStream) + Send + Sync + 'static, limits: Limits, workers: usize) -> Self {
+    pub(crate) fn with(app: impl Fn(TcpStream) + Send + Sync + 'static, limits: &Limits, workers: usize) -> Self {
         let world = Self::without_app(limits, workers);
         serve(TcpListener::bind(world.target).expect("the application's port"), app);
         world
     }
 
     /// Nobody listens on the service's port.
-    pub(crate) fn without_app(limits: Limits, workers: usize) -> Self {
+    pub(crate) fn without_app(limits: &Limits, workers: usize) -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         // Each world has addresses of its own, so that tests run side by side.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -100,8 +101,8 @@ impl World {
         let root = Root::create(&domain, 24 * HOUR, wall_clock()).expect("root");
         let issuer = root.create_issuer(12 * HOUR, wall_clock()).expect("issuer");
         let target = free_port(address(12));
-        let a = Site::start(&domain, "a", address(11), &limits, workers, target, log.clone());
-        let b = Site::start(&domain, "b", address(12), &limits, workers, target, log);
+        let a = Site::start(&domain, "a", address(11), limits, workers, target, log.clone());
+        let b = Site::start(&domain, "b", address(12), limits, workers, target, log);
         let world = Self { domain, issuer, root, a, b, target, version: AtomicU64::new(0) };
         for site in [&world.a, &world.b] {
             world.install(site, HOUR);
@@ -178,7 +179,7 @@ spec: {{ports: [{{port: {}}}], workloads: [b]}}
     }
 
     /// One round trip through everything.
-    pub(crate) fn echo(&self, stream: &mut TcpStream) {
+    pub(crate) fn echo(stream: &mut TcpStream) {
         stream.write_all(b"marco").expect("write");
         let mut answer = [0; 5];
         stream.read_exact(&mut answer).expect("read");
@@ -241,7 +242,11 @@ pub(crate) fn serve(listener: TcpListener, app: impl Fn(TcpStream) + Send + Sync
     thread::spawn(move || {
         for stream in listener.incoming() {
             let app = Arc::clone(&app);
-            let stream = stream.expect("accept");
+            let Ok(stream) = stream else {
+                // Descriptors are scarce: some tests see to it.
+                thread::park_timeout(Duration::from_millis(10));
+                continue;
+            };
             stream.set_nodelay(true).expect("nodelay");
             thread::spawn(move || app(stream));
         }

@@ -22,10 +22,10 @@ fn close(world: &World, stream: TcpStream) {
 
 #[test]
 fn r34_flows_one_after_another_share_a_tunnel() {
-    let world = World::with(echo, Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
     for _ in 0..20 {
         let mut stream = world.connect();
-        world.echo(&mut stream);
+        World::echo(&mut stream);
         close(&world, stream);
     }
     assert_eq!(counter(&world.a, "opencluster_proxy_tls_handshakes_total"), 1);
@@ -36,54 +36,54 @@ fn r34_flows_one_after_another_share_a_tunnel() {
 fn an_active_pair_has_a_tunnel_ready() {
     let world = World::new(echo);
     let mut first = world.connect();
-    world.echo(&mut first);
+    World::echo(&mut first);
     close(&world, first);
     let mut second = world.connect();
-    world.echo(&mut second);
+    World::echo(&mut second);
     // The second flow took the idle one: another is opened ahead of need.
     eventually("a third tunnel", || counter(&world.a, "opencluster_proxy_tls_handshakes_total") == 2);
     let mut third = world.connect();
-    world.echo(&mut third);
+    World::echo(&mut third);
     assert_eq!(counter(&world.a, "opencluster_proxy_tunnels_reused_total"), 2);
 }
 
 #[test]
 fn idle_tunnels_are_closed_by_both_sides_in_time() {
     let limits = Limits { idle_timeout: Duration::from_millis(200), warm_tunnels: 0, ..Limits::default() };
-    let world = World::with(echo, limits, 1);
+    let world = World::with(echo, &limits, 1);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     close(&world, stream);
     eventually("the peer holds a tunnel", || counter(&world.b, "opencluster_proxy_open_tunnels") == 1);
     eventually("the peer holds no tunnel", || counter(&world.b, "opencluster_proxy_open_tunnels") == 0);
     eventually("none is idle", || counter(&world.a, "opencluster_proxy_idle_tunnels") == 0);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     assert_eq!(counter(&world.a, "opencluster_proxy_tls_handshakes_total"), 2);
 }
 
 #[test]
 fn a_tunnel_is_not_used_beyond_its_certificates_but_its_flow_is() {
-    let world = World::with(echo, Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
     world.install(&world.a, Duration::from_secs(3));
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     // Rotation: a successor is installed while the flow lives.
     world.install(&world.a, HOUR);
     std::thread::park_timeout(Duration::from_millis(4200));
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     close(&world, stream);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     assert_eq!(counter(&world.a, "opencluster_proxy_tls_handshakes_total"), 2, "the old tunnel was not leased again");
 }
 
 #[test]
 fn a_stale_tunnel_is_replaced_without_the_application_noticing() {
     // The destination's side times out first, and is not asked: the source finds out when it uses the tunnel.
-    let world = World::with(echo, Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
     let mut stream = world.connect();
-    world.echo(&mut stream);
+    World::echo(&mut stream);
     close(&world, stream);
     let cut = crate::worker::registry::Cut::Timeout("test");
     assert_eq!(cut.name(), "timeout");

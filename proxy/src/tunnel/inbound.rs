@@ -63,8 +63,9 @@ pub enum InboundError {
 
 /// Serves one accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, config: Arc<ServerConfig>) {
-    let result = match handshake(&worker, stream, peer, config).await {
-        Ok((tunnel, info)) => serve_tunnel(&worker, tunnel, info, peer).await,
+    // Boxed: a handshake is large, and the tunnel lives on long after it.
+    let result = match Box::pin(handshake(&worker, stream, peer, config)).await {
+        Ok((Box::new(tunnel), info)) => serve_tunnel(&worker, tunnel, info, peer).await,
         Err(error) => {
             worker.shared.metrics.handshake_failures.inc();
             tracing::info!(%peer, %error, "inbound tunnel refused");
@@ -82,7 +83,7 @@ async fn handshake(
     mut stream: TcpStream,
     peer: SocketAddr,
     config: Arc<ServerConfig>,
-) -> Result<(Tunnel, Rc<TunnelInfo>), InboundError> {
+) -> Result<(Box<Tunnel>, Rc<TunnelInfo>), InboundError> {
     let shared = &worker.shared;
     shared.carry()?;
     let _slot = worker.handshake_slot().ok_or(InboundError::Limit("TLS handshakes at once"))?;
@@ -98,12 +99,12 @@ async fn handshake(
     let tunnel = Tunnel::from_handshake(Socket::new(stream)?, established)
         .ok_or(InboundError::Limit("data behind the handshake"))?;
     shared.metrics.handshakes.inc();
-    Ok((tunnel, info))
+    Ok((Box::new(tunnel), info))
 }
 
 async fn serve_tunnel(
     worker: &Rc<Worker>,
-    mut tunnel: Tunnel,
+    mut tunnel: Box<Tunnel>,
     info: Rc<TunnelInfo>,
     peer: SocketAddr,
 ) -> Result<(), InboundError> {

@@ -261,10 +261,9 @@ impl Pair {
         let mut leased = leased;
         while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
             match waiter.send(Ok(leased)) {
-                Ok(()) => return,
                 Err(Ok(back)) => leased = back,
-                // Only what was sent comes back.
-                Err(Err(_)) => return,
+                // Taken. (What comes back is what was sent, never an error.)
+                Ok(()) | Err(Err(_)) => return,
             }
         }
         let mut idle = self.idle.borrow_mut();

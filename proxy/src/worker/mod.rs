@@ -24,6 +24,7 @@ use self::registry::{Cut, Flow, Registry};
 use self::report::{Live, Verdict};
 use crate::access_log::{BATCH, Entry};
 use crate::authz;
+use crate::relay::buffer;
 use crate::sandbox::{self, Applied, SandboxError};
 use crate::shared::{NotReady, Shared, boottime};
 use crate::tunnel::oct;
@@ -173,7 +174,7 @@ fn prepare(shared: &Shared, number: usize, sandboxed: bool) -> Result<Prepared, 
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, number: usize) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, number: usize) -> Self {
         Self {
             registry: Rc::default(),
             pools: Pools::new(Arc::clone(&shared)),
@@ -285,7 +286,8 @@ impl Worker {
         self.ticks.set(ticks);
         let metrics = &self.shared.metrics;
         metrics.set_log_dropped(self.shared.log.dropped());
-        metrics.note_worker(self.number, self.registry.flow_count(), self.registry.held_count());
+        let (flows, tunnels) = (self.registry.flow_count(), self.registry.held_count());
+        metrics.note_worker(self.number, flows, tunnels, buffer::lent());
         if ticks.is_multiple_of(4) {
             let now = Instant::now();
             let limits = &self.shared.limits;

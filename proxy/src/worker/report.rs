@@ -19,7 +19,7 @@ use crate::tunnel::oct::frame::{Refusal, RefusalCode};
 #[derive(Debug)]
 pub struct Verdict {
     /// `allowed`, `denied` or `failed`.
-    pub verdict: &'static str,
+    pub kind: &'static str,
     /// For metrics.
     pub name: &'static str,
     /// For people.
@@ -29,7 +29,7 @@ pub struct Verdict {
 impl Verdict {
     /// From the end of a flow that was carried.
     pub fn ended(ending: &Ending) -> Self {
-        let (verdict, name, reason) = match ending {
+        let (kind, name, reason) = match ending {
             Ending::Finished => ("allowed", "finished", "finished".to_owned()),
             Ending::AppReset(error) => ("allowed", "app_reset", format!("reset by the application: {error}")),
             Ending::PeerReset => ("allowed", "peer_reset", "reset by the other side".to_owned()),
@@ -38,24 +38,24 @@ impl Verdict {
             Ending::Broken(error) => ("failed", "tunnel_broken", error.to_string()),
             Ending::Stale { .. } => ("failed", "stale", "the tunnel was closed before it took the flow".to_owned()),
         };
-        Self { verdict, name, reason }
+        Self { kind, name, reason }
     }
 
     /// Refused on this side, before there was a tunnel.
     pub fn refused(error: &CaptureError) -> Self {
-        let verdict = if matches!(error, CaptureError::Tunnel(_)) { "failed" } else { "denied" };
-        Self { verdict, name: error.name(), reason: error.to_string() }
+        let kind = if matches!(error, CaptureError::Tunnel(_)) { "failed" } else { "denied" };
+        Self { kind, name: error.name(), reason: error.to_string() }
     }
 
     /// Refused by this node as the destination.
     pub fn refused_here(refusal: &Refusal) -> Self {
-        Self { verdict: of_code(refusal.code), name: refusal.code.name(), reason: refusal.to_string() }
+        Self { kind: of_code(refusal.code), name: refusal.code.name(), reason: refusal.to_string() }
     }
 
     /// Refused by the destination's node.
     pub fn refused_there(refusal: &Refusal) -> Self {
         let reason = format!("refused by the destination: {refusal}");
-        Self { verdict: of_code(refusal.code), name: refusal.code.name(), reason }
+        Self { kind: of_code(refusal.code), name: refusal.code.name(), reason }
     }
 }
 
@@ -89,7 +89,7 @@ pub fn entry(shared: &Shared, flow: &Flow, verdict: &Verdict) -> Entry {
         tls: tunnel.as_ref().map(|_| "TLSv1.3"),
         suite: tunnel.as_ref().map(|tunnel| tunnel.suite),
         group: tunnel.as_ref().map(|tunnel| tunnel.group),
-        verdict: verdict.verdict,
+        verdict: verdict.kind,
         policy,
         reason: verdict.reason.clone(),
         dry_run: flow.dry_run.get().map(|decision| if decision.allowed() { "allow" } else { "deny" }),

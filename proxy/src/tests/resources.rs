@@ -1,0 +1,122 @@
+//! What flows cost: the size of what is kept for each, and what happens when descriptors run out.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{World, echo, eventually};
+use crate::capture::{self, Destination};
+use crate::limits::Limits;
+use crate::tunnel::inbound;
+use crate::worker::Worker;
+use crate::worker::registry::{Flow, Held};
+
+/// An idle flow is a task on each side, its records in the registry, a tunnel on each side, and no buffer. Measured sizes
+/// plus a little: whoever makes a hot future grow shall notice.
+#[test]
+fn hot_futures_and_records_stay_small() {
+    let world = World::new(echo);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let worker = Rc::new(Worker::new(Arc::clone(&world.a.shared), 0));
+        let stream = || async { tokio::net::TcpStream::connect(world.b.tunnel).await.expect("connect") };
+        let workload = worker.intern(&world.a.workload);
+        let outbound =
+            capture::serve(Rc::clone(&worker), stream().await, world.target, workload, Destination::Redirected);
+        assert_size("outbound flow", std::mem::size_of_val(&outbound), 1024);
+        let config = opencluster_identity::tls::server_config(
+            opencluster_identity::tls::ServerIdentity::ByServerName(world.b.shared.svids.clone()),
+            &world.b.shared.trust,
+            opencluster_identity::tls::ClientAuth::Required,
+            &[b"oct/1"],
+        )
+        .expect("configuration");
+        let inbound = inbound::serve(Rc::clone(&worker), stream().await, world.target, config);
+        assert_size("inbound tunnel", std::mem::size_of_val(&inbound), 1024);
+    });
+    assert_size("flow record", size_of::<Flow>(), 320);
+    assert_size("inbound tunnel record", size_of::<Held>(), 256);
+    assert_size("tunnel", size_of::<crate::tunnel::link::Tunnel>(), 1024);
+}
+
+fn assert_size(what: &str, size: usize, limit: usize) {
+    println!("{what}: {size} bytes");
+    assert!(size <= limit, "{what}: {size} bytes, at most {limit} wanted");
+}
+
+#[test]
+fn idle_flows_hold_no_buffers() {
+    let world = World::new(echo);
+    let mut flows: Vec<_> = (0..50).map(|_| world.connect()).collect();
+    for flow in &mut flows {
+        World::echo(flow);
+    }
+    eventually("they are accounted for", || {
+        World::metrics(&world.a).contains("opencluster_proxy_open_flows{worker=\"0\"} 50")
+    });
+    eventually("every buffer is back", || [&world.a, &world.b].into_iter().all(|site| lent(site) == 0));
+    for flow in &mut flows {
+        World::echo(flow);
+    }
+}
+
+fn lent(site: &super::Site) -> i64 {
+    let name = "opencluster_proxy_buffer_bytes";
+    World::metrics(site)
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<i64>().ok()).expect("a number"))
+        .sum()
+}
+
+#[test]
+fn descriptors_that_run_out_slow_accepting_down_and_stop_nothing() {
+    // The limit is the process's: this test runs alone in a process of its own.
+    let output = std::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--ignored", "--exact", "tests::resources::in_a_process_with_few_descriptors"])
+        .output()
+        .expect("the test program");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "run by descriptors_that_run_out_slow_accepting_down_and_stop_nothing in a process of its own"]
+fn in_a_process_with_few_descriptors() {
+    let world = World::with(echo, &Limits::default(), 1);
+    let mut live = world.connect();
+    World::echo(&mut live);
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..before }).expect("setrlimit");
+    // Connections that take what is left; the kernel completes them even if the proxy cannot accept.
+    let mut hogs = Vec::new();
+    while let Ok(stream) = TcpStream::connect(world.a.capture) {
+        hogs.push(stream);
+    }
+    assert!(!hogs.is_empty());
+    let failures = || {
+        World::metrics(&world.a)
+            .lines()
+            .filter(|line| line.starts_with("opencluster_proxy_accept_failures_total"))
+            .any(|line| !line.ends_with(" 0"))
+    };
+    eventually("it is counted", failures);
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    std::thread::park_timeout(Duration::from_millis(500));
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let spent = (spent.tv_sec - cpu.tv_sec) * 1_000_000_000 + spent.tv_nsec - cpu.tv_nsec;
+    assert!(spent < 200_000_000, "spinning: {spent} ns of CPU in half a second");
+    // The flow that was there goes on, and with descriptors new ones come.
+    World::echo(&mut live);
+    drop(hogs);
+    eventually("new flows pass again", || {
+        TcpStream::connect(world.a.capture).is_ok_and(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+                && stream.write_all(b"x").is_ok()
+                && stream.read_exact(&mut [0]).is_ok()
+        })
+    });
+}
