@@ -65,7 +65,7 @@ pub enum InboundError {
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, config: Arc<ServerConfig>) {
     // Boxed: a handshake is large, and the tunnel lives on long after it.
     let result = match Box::pin(handshake(&worker, stream, peer, config)).await {
-        Ok((Box::new(tunnel), info)) => serve_tunnel(&worker, tunnel, info, peer).await,
+        Ok((tunnel, info)) => serve_tunnel(&worker, tunnel, info, peer).await,
         Err(error) => {
             worker.shared.metrics.handshake_failures.inc();
             tracing::info!(%peer, %error, "inbound tunnel refused");
