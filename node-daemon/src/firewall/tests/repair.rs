@@ -1,0 +1,102 @@
+//! Others who change the rules.
+
+use tokio::sync::mpsc;
+
+use super::super::enforcer::Enforcer;
+use super::super::policy::Posture;
+use super::super::{Event, Firewall};
+use super::host::{B, CONTROLLER, Hosts, TUNNEL, lease, output, pause, poll, shell};
+use crate::clock;
+
+const DAMAGE: [&str; 5] = [
+    "nft delete table inet opencluster",
+    "nft delete table netdev opencluster",
+    "nft flush chain inet opencluster output",
+    "nft insert rule inet opencluster output accept",
+    "nft add element inet opencluster lease '{ ipv4, ipv6 }'",
+];
+
+#[test]
+fn r03_another_root_process_cannot_change_our_tables() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    filter.renew(0).expect("end the lease");
+    let before = output("nft list ruleset");
+    for damage in DAMAGE {
+        assert!(!shell(damage), "{damage} was accepted");
+    }
+    shell("nft flush ruleset");
+    assert_eq!(output("nft list ruleset"), before);
+    assert!(hosts.connect(None, B[0], 80).is_none());
+    assert_eq!(filter.verify().expect("verify"), None);
+}
+
+#[test]
+fn r03_the_tables_stay_closed_when_their_owner_is_gone_and_can_be_taken_over() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    lease(&mut filter, 300);
+    drop(filter);
+    assert!(hosts.connect(None, B[0], 80).is_none(), "the rules are still there");
+    pause(300);
+    assert!(hosts.connect(Some("proxy"), B[0], TUNNEL).is_none(), "and without a lease");
+    let _next = hosts.guarded();
+    assert!(hosts.connect(Some("proxy"), B[0], TUNNEL).expect("the next daemon").echoes());
+}
+
+#[test]
+fn r03_damaged_tables_are_put_back() {
+    let hosts = Hosts::new();
+    let mut filter = Enforcer::without_owner().expect("enforcer");
+    filter.apply(Posture::Serving(hosts.serving())).expect("apply");
+    for damage in DAMAGE.into_iter().take(4).chain(["nft flush ruleset"]) {
+        assert_eq!(filter.verify().expect("verify"), None, "before {damage}");
+        assert!(shell(damage), "{damage} was refused");
+        assert!(filter.verify().expect("verify").is_some(), "{damage} was not noticed");
+        assert!(hosts.connect(None, B[0], 80).is_none(), "open after {damage}");
+        assert!(hosts.connect(Some("daemon"), B[0], CONTROLLER).is_some(), "closed too far after {damage}");
+    }
+}
+
+#[test]
+fn r30_a_new_interface_is_guarded() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    assert!(shell("ip link add extra0 type veth peer name extra1"));
+    assert!(filter.verify().expect("verify").is_some_and(|what| what.contains("extra0")));
+    assert!(output("nft list table netdev opencluster").contains("device \"extra0\""));
+    assert!(shell("ip link delete extra0"));
+    assert!(filter.verify().expect("verify").is_some());
+    assert_eq!(filter.verify().expect("verify"), None);
+}
+
+#[test]
+fn r07_changes_by_others_are_reported_with_who_made_them() {
+    let _hosts = Hosts::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let (sender, mut events) = mpsc::channel(16);
+    let firewall = Firewall::start(Posture::Closed, None, sender).expect("start");
+    runtime.block_on(firewall.apply(Posture::Closed)).expect("our own changes are not reported");
+    pause(50);
+    assert!(events.try_recv().is_err());
+    assert!(shell("nft add table inet somebody"));
+    let mut event = None;
+    poll("an event", || {
+        event = events.try_recv().ok();
+        event.is_some()
+    });
+    assert!(matches!(&event, Some(Event::Changed { by }) if by.contains("nft")), "{event:?}");
+}
+
+#[test]
+fn r06_a_renewal_for_a_moment_that_is_over_is_no_lease_for_ever() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    for deadline in [0, clock::boottime(), clock::boottime() + 1, clock::boottime() + 3_000_000] {
+        filter.renew(deadline).expect("renew");
+        pause(10);
+        assert!(!output("nft list set inet opencluster lease").contains("ipv4"), "deadline {deadline}");
+    }
+    lease(&mut filter, 60_000);
+    assert!(output("nft list set inet opencluster lease").contains("ipv4 timeout"));
+}
