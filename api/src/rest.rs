@@ -22,7 +22,7 @@ pub mod path {
     pub const NODE_TOKEN: &str = "/v1/nodes/{name}/token";
     /// `POST` [`super::RevokeRequest`]: a [`super::RevokeResult`].
     pub const NODE_REVOKE: &str = "/v1/nodes/{name}/revoke";
-    /// `POST` [`super::RevokeRequest`]: a [`super::RevokeResult`].
+    /// `POST` [`super::RevokeRequest`]: a [`super::RevokeResult`]. In force until it is lifted: `DELETE ?reason=`.
     pub const WORKLOAD_REVOKE: &str = "/v1/workloads/{namespace}/{name}/revoke";
     /// `GET`: a [`super::NodeStatusList`].
     pub const NODE_STATUS: &str = "/v1/node-status";
@@ -30,8 +30,13 @@ pub mod path {
     pub const STATUS: &str = "/v1/status";
     /// `GET ?from=SEQUENCE&limit=`: an [`super::AuditPage`].
     pub const AUDIT: &str = "/v1/audit";
-    /// `POST` [`super::OperatorRequest`]: an [`super::OperatorResult`]. Administrators only.
+    /// `POST` [`super::OperatorRequest`]: an [`super::OperatorResult`]; `GET`: an [`super::OperatorList`]. Administrators
+    /// only.
     pub const OPERATORS: &str = "/v1/operators";
+    /// `DELETE`: ends all credentials of an operator, a [`super::OperatorList`] of what was ended. Administrators only.
+    pub const OPERATOR: &str = "/v1/operators/{name}";
+    /// `POST` [`super::OperatorCertificateRequest`]: an [`super::OperatorCertificate`]. Administrators only.
+    pub const OPERATOR_CERTIFICATE: &str = "/v1/operators/{name}/certificate";
     /// `GET`: a [`super::Whoami`].
     pub const WHOAMI: &str = "/v1/whoami";
     /// The description of this API, OpenAPI 3.1. No credentials needed.
@@ -75,6 +80,10 @@ pub struct Problem {
     /// Where exactly, one for each fault found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<FieldProblem>,
+    /// For `conflict`: the resource as it is now; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub current: Option<serde_json::Value>,
 }
 
 /// One fault in a document.
@@ -155,6 +164,7 @@ pub struct WatchEvent {
 
 /// Which flow to explain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
     /// A workload (`name`, `namespace/name`) or a SPIFFE ID.
     pub from: String,
@@ -181,6 +191,7 @@ pub struct ExplainResult {
 
 /// For whom a token is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// Seconds until it expires; default 900, at most 86,400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,6 +217,7 @@ impl std::fmt::Debug for TokenResult {
 
 /// Why something is revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RevokeRequest {
     /// For the audit trail and the peers' logs.
     pub reason: String,
@@ -331,6 +343,7 @@ pub struct AuditEvent {
 
 /// Makes an operator's bearer token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct OperatorRequest {
     /// Who.
     pub name: String,
@@ -358,4 +371,50 @@ impl std::fmt::Debug for OperatorResult {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("OperatorResult").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// Makes an operator's client certificate. Its identity is `spiffe://<trust-domain>/operator/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorCertificateRequest {
+    /// What they may do.
+    pub role: Role,
+    /// PKCS#10 in PEM, made where the key lives; its one SAN is the operator's SPIFFE ID.
+    pub csr_pem: String,
+    /// Seconds until it expires; default 28,800, at most 2,592,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+}
+
+/// A new client certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatorCertificate {
+    /// Who.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// The chain in PEM, leaf first.
+    pub certificate_pem: String,
+    /// RFC 3339.
+    pub expires: String,
+}
+
+/// Operators' credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatorList {
+    /// In the order of their names.
+    pub credentials: Vec<OperatorCredential>,
+}
+
+/// One credential. What it takes to use it is not stored, so it is not shown either.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatorCredential {
+    /// Who.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// `token` or `certificate`.
+    pub kind: String,
+    /// RFC 3339.
+    pub expires: String,
 }

@@ -55,7 +55,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
-    /// Revoke workloads' identities
+    /// Revoke and restore workloads' identities
     Workload {
         #[command(subcommand)]
         command: WorkloadCommand,
@@ -69,7 +69,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
-    /// Make bearer tokens for operators
+    /// Make, list and end operators' credentials (administrators only)
     Operator {
         #[command(subcommand)]
         command: OperatorCommand,
@@ -229,6 +229,16 @@ pub(crate) enum WorkloadCommand {
         #[command(flatten)]
         namespace: NamespaceArgs,
     },
+    /// Lift a revocation: the workload gets new certificates
+    Restore {
+        /// NAME or NAMESPACE/NAME
+        #[arg(value_parser = name)]
+        name: Name,
+        #[command(flatten)]
+        reason: ReasonArgs,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
+    },
 }
 
 /// `--reason`.
@@ -258,7 +268,7 @@ pub(crate) enum AuditCommand {
 /// See [`Command::Operator`].
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperatorCommand {
-    /// Make a bearer token (administrators only)
+    /// Make a bearer token
     Create {
         /// Who: appears in the audit trail
         #[arg(value_parser = label)]
@@ -272,6 +282,31 @@ pub(crate) enum OperatorCommand {
         /// Write the token to this new file (mode 0600) instead of printing it
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+    },
+    /// Sign a client certificate for a key that stays where it is
+    ///
+    /// The request is PKCS#10 for a P-256 key, its one SAN the URI spiffe://TRUST-DOMAIN/operator/NAME.
+    Certificate {
+        /// Who: appears in the audit trail
+        #[arg(value_parser = label)]
+        name: String,
+        /// What they may do
+        #[arg(long, value_enum)]
+        role: RoleArg,
+        /// The certificate request (PEM)
+        #[arg(long, value_name = "FILE")]
+        csr: PathBuf,
+        /// How long the certificate is valid, at most 30d
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        ttl: Option<Duration>,
+    },
+    /// Show who has which credentials, and until when
+    List,
+    /// End all credentials of an operator, at once
+    Delete {
+        /// Who
+        #[arg(value_parser = label)]
+        name: String,
     },
 }
 
@@ -292,7 +327,7 @@ pub(crate) struct WatchArgs {
     /// node, workload, service or policy; all when absent
     #[arg(value_parser = kind)]
     pub(crate) kind: Option<Kind>,
-    /// The store's version to start behind (of `get -o json`); now when absent
+    /// The version to start behind (as in `get -o json`); now when absent
     #[arg(long, value_name = "VERSION")]
     pub(crate) from: Option<u64>,
     /// Stop after N changes

@@ -143,7 +143,7 @@ fn what_is_no_document_is_refused_with_its_place() {
         (b"a: 1\nb: \xff\n", "-:2: this is not UTF-8 text"),
         (b"kind: [", "--> -:1:"),
         (b"just words", "--> -:1:"),
-        (&[b'#'; 4 * 1024 * 1024 + 1], "- is larger than 4 MiB"),
+        (&b"#".repeat(4 * 1024 * 1024 + 1), "- is larger than 4 MiB"),
     ] {
         let output = with_input(&["apply", "-f", "-"], input);
         assert_eq!(output.status.code(), Some(1));

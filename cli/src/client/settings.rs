@@ -127,17 +127,18 @@ impl ConnectionArgs {
 }
 
 fn read_token(path: &Path) -> Result<Token, CliError> {
-    let text = read(path)?;
+    let text = read_text(path)?;
     text.trim().parse().map_err(|message| {
         CliError::failed(format!("{}: {message}", path.display()), "the file must hold the token and nothing else")
     })
 }
 
 fn read_pem(path: &Path) -> Result<PemFile, CliError> {
-    Ok(PemFile { path: path.to_owned(), text: read(path)? })
+    Ok(PemFile { path: path.to_owned(), text: read_text(path)? })
 }
 
-fn read(path: &Path) -> Result<String, CliError> {
+/// A small text file.
+pub(crate) fn read_text(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))

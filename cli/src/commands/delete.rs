@@ -24,7 +24,9 @@ pub(super) async fn run(context: &mut Context<'_>, args: &DeleteArgs) -> Result<
             }
             // What was deleted before stays deleted: say so before saying what failed.
             Err(error) => {
-                print(context, &changes)?;
+                if !changes.is_empty() {
+                    print(context, &changes)?;
+                }
                 return Err(error);
             }
         }

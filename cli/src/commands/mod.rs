@@ -57,16 +57,28 @@ pub(crate) async fn run(mut context: Context<'_>, command: Command) -> Result<()
             NodeCommand::Token { name, ttl, out } => node::token(context, &name, ttl, out.as_deref()).await,
             NodeCommand::Revoke { name, reason } => revoke::node(context, &name, reason.reason).await,
         },
-        Command::Workload { command: WorkloadCommand::Revoke { name, reason, namespace } } => {
-            revoke::workload(context, name.namespace_or(&namespace.namespace), &name.name, reason.reason).await
-        }
+        Command::Workload { command } => match command {
+            WorkloadCommand::Revoke { name, reason, namespace } => {
+                revoke::workload(context, name.namespace_or(&namespace.namespace), &name.name, reason.reason).await
+            }
+            WorkloadCommand::Restore { name, reason, namespace } => {
+                revoke::restore(context, name.namespace_or(&namespace.namespace), &name.name, &reason.reason).await
+            }
+        },
         Command::Check => check::run(context).await,
         Command::Status => status::run(context).await,
         Command::Audit { command: AuditCommand::List { from, last } } => audit::list(context, from, last).await,
         Command::Audit { command: AuditCommand::Verify } => audit::verify(context).await,
-        Command::Operator { command: OperatorCommand::Create { name, role, ttl, out } } => {
-            operator::create(context, name, role, ttl, out.as_deref()).await
-        }
+        Command::Operator { command } => match command {
+            OperatorCommand::Create { name, role, ttl, out } => {
+                operator::create(context, name, role, ttl, out.as_deref()).await
+            }
+            OperatorCommand::Certificate { name, role, csr, ttl } => {
+                operator::certificate(context, &name, role, &csr, ttl).await
+            }
+            OperatorCommand::List => operator::list(context).await,
+            OperatorCommand::Delete { name } => operator::delete(context, &name).await,
+        },
         Command::Watch(args) => watch::run(context, &args).await,
         Command::Completion(args) => completion::run(context, args.shell),
         Command::Version => version::run(context).await,
