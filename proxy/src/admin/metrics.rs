@@ -13,6 +13,9 @@ use prometheus_client::registry::Registry;
 
 use crate::worker::registry::Side;
 
+/// The reason of a flow that ended in order.
+pub const FINISHED: &str = "finished";
+
 /// Labels of what is counted for each pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PairLabels {
@@ -53,6 +56,8 @@ pub struct Metrics {
     received: Family<PairLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     ended: Family<ReasonLabels, Counter>,
+    /// The usual end, resolved: outbound, inbound.
+    finished: [Counter; 2],
     /// TLS handshakes that succeeded.
     pub handshakes: Counter,
     /// TLS handshakes that failed.
@@ -86,6 +91,7 @@ impl Default for Metrics {
             received: Family::default(),
             refused: Family::default(),
             ended: Family::default(),
+            finished: [Counter::default(), Counter::default()],
             handshakes: Counter::default(),
             handshake_failures: Counter::default(),
             tunnels_reused: Counter::default(),
@@ -114,7 +120,9 @@ impl Default for Metrics {
         registry.register("idle_tunnels", "Idle tunnels in pools", metrics.idle_tunnels.clone());
         registry.register("buffer_bytes", "Memory that flows hold in buffers", metrics.buffer_bytes.clone());
         registry.register("log_dropped", "Access log entries that were dropped", metrics.log_dropped_gauge.clone());
-        Self { registry, ..metrics }
+        let finished = [Side::Outbound, Side::Inbound]
+            .map(|side| metrics.ended.get_or_create_owned(&ReasonLabels { direction: side.name(), reason: FINISHED }));
+        Self { registry, finished, ..metrics }
     }
 }
 
@@ -137,7 +145,11 @@ impl Metrics {
 
     /// Counts the end of a flow.
     pub fn ended(&self, side: Side, reason: &'static str) {
-        self.ended.get_or_create(&ReasonLabels { direction: side.name(), reason }).inc();
+        if reason == FINISHED {
+            self.finished[side as usize].inc();
+        } else {
+            self.ended.get_or_create(&ReasonLabels { direction: side.name(), reason }).inc();
+        }
     }
 
     /// Notes how many log entries were lost.

@@ -10,6 +10,7 @@ pub mod socket;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use self::socket::Socket;
 use crate::tunnel::link::{LinkError, Loaded, MAX_PIECES, Source, Tunnel};
@@ -93,6 +94,9 @@ impl<'a> Relay<'a> {
             discarded: 0,
             ending: None,
         };
+        if state.exchange.discards() {
+            flow.ending_since.set(Some(Instant::now()));
+        }
         poll_fn(move |context| state.poll(context))
     }
 }
@@ -193,6 +197,9 @@ impl State<'_> {
         if !self.exchange.local().ended() {
             self.tunnel.queue(kind);
             self.exchange.sent(kind);
+            if kind == Kind::Reset {
+                self.flow.ending_since.set(Some(Instant::now()));
+            }
         }
     }
 

@@ -220,3 +220,18 @@ fn one_identity_cannot_take_all_tunnels() {
         peer.write_all(&open(&world)).is_ok() && matches!(peer.read(&mut [0; 64]), Ok(read) if read > 0)
     });
 }
+
+#[test]
+fn a_peer_that_does_not_end_a_refused_flow_loses_its_tunnel() {
+    let world = World::with(echo, &Limits { open_timeout: Duration::from_millis(300), ..Limits::default() }, 1);
+    let mut peer = good_peer(&world);
+    let mut frame = Vec::new();
+    Open { target: "127.0.0.1:22".parse().expect("address"), flow: 1, trace: 2 }.encode(&mut frame);
+    peer.write_all(&frame).expect("write");
+    let start = Instant::now();
+    let mut answer = Vec::new();
+    let end = peer.read_to_end(&mut answer);
+    assert_eq!(answer.first(), Some(&(Kind::Refuse as u8)), "{end:?}");
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(super::live_flows(&world.b).is_empty());
+}

@@ -137,6 +137,8 @@ pub struct Flow {
     pub decision: Cell<Option<Decision>>,
     /// What dry-run policies would have decided, where that differs.
     pub dry_run: Cell<Option<Decision>>,
+    /// Cut on this side, and waiting since then for the other side to end it too.
+    pub ending_since: Cell<Option<Instant>>,
     /// When it arrived.
     pub started: Instant,
     accepted: Cell<bool>,
@@ -161,6 +163,7 @@ impl Flow {
             tunnel: RefCell::default(),
             decision: Cell::new(None),
             dry_run: Cell::new(None),
+            ending_since: Cell::new(None),
             started: Instant::now(),
             accepted: Cell::new(false),
             sent: Cell::new(0),
@@ -371,8 +374,13 @@ impl Registry {
         }
     }
 
-    /// Cuts inbound tunnels that have been idle, or busy with one OPEN, for too long.
+    /// Cuts inbound tunnels that have been idle, or busy with one OPEN, for too long, and flows that the peer does not end.
     pub fn cut_slow(&self, now: Instant, idle: Duration, opening: Duration) {
+        let deaf = |flow: &&Rc<Flow>| flow.ending_since.get().is_some_and(|at| now.duration_since(at) > opening);
+        let deaf: Vec<_> = self.flows.borrow().places.iter().flatten().filter(deaf).cloned().collect();
+        for flow in deaf {
+            flow.watch.cut(Cut::Timeout("the peer did not end a flow that was cut"));
+        }
         for held in self.held() {
             match held.phase.get() {
                 Phase::Idle(since) if now.duration_since(since) > idle => {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::registry::Flow;
 use crate::access_log::Entry;
+use crate::admin::metrics::FINISHED;
 use crate::authz;
 use crate::capture::CaptureError;
 use crate::relay::Ending;
@@ -30,7 +31,7 @@ impl Verdict {
     /// From the end of a flow that was carried.
     pub fn ended(ending: &Ending) -> Self {
         let (kind, name, reason) = match ending {
-            Ending::Finished => ("allowed", "finished", "finished".to_owned()),
+            Ending::Finished => ("allowed", FINISHED, FINISHED.to_owned()),
             Ending::AppReset(error) => ("allowed", "app_reset", format!("reset by the application: {error}")),
             Ending::PeerReset => ("allowed", "peer_reset", "reset by the other side".to_owned()),
             Ending::Refused(refusal) => return Self::refused_there(refusal),
