@@ -10,6 +10,7 @@ mod flows;
 mod identity;
 mod pulse;
 mod raw;
+mod rogue;
 mod socket;
 mod transfer;
 mod tunnel;
@@ -45,6 +46,10 @@ enum Command {
     Send(raw::Options),
     /// Be a bad peer
     Attack(attack::Options),
+    /// Use one enrolment token several times at the same moment
+    Enrol(rogue::RaceOptions),
+    /// Be a node that keeps its certificates for other purposes
+    Rogue(rogue::NodeOptions),
     /// Make a tunnel to a proxy as somebody, or as somebody else
     Tunnel(tunnel::Options),
     /// Take tunnels from proxies as somebody else
@@ -73,6 +78,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Transfer(options) => runtime.block_on(transfer::send(&options)),
         Command::Send(options) => raw::send(&options),
         Command::Attack(options) => runtime.block_on(attack::attack(options)),
+        Command::Enrol(options) => runtime.block_on(rogue::race(&options)),
+        Command::Rogue(options) => runtime.block_on(rogue::node(&options)),
         Command::Tunnel(options) => runtime.block_on(tunnel::make(&options)),
         Command::Impostor(options) => runtime.block_on(tunnel::impostor(&options)),
     }
