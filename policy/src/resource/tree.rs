@@ -187,21 +187,21 @@ impl<'t> Builder<'t> {
 
     /// The value that starts with `event`. Recursion is bounded by `MAX_DEPTH`.
     fn node(&mut self, event: Event<'t>, at: Position, depth: usize, sink: &mut Sink) -> Result<Node, Refused> {
-        if depth > MAX_DEPTH {
+        if depth >= MAX_DEPTH && matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)) {
             sink.fault(&Path::Root, at, format!("nested more than {MAX_DEPTH} deep"));
             return Err(Refused);
         }
-        let (anchor, tag) = match &event {
+        let (anchor, tagged) = match &event {
             Event::Scalar(_, _, anchor, tag) | Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => {
-                (*anchor, tag.as_ref())
+                (*anchor, tag.is_some())
             }
-            _ => (0, None),
+            _ => (0, false),
         };
         if anchor != 0 {
             sink.fault(&Path::Root, at, "anchors (`&name`) are not accepted: write the value where it is needed");
         }
-        if let Some(tag) = tag {
-            sink.fault(&Path::Root, at, format!("tags are not accepted: leave out `{}`", excerpt(&tag.to_string())));
+        if tagged {
+            sink.fault(&Path::Root, at, "tags (`!name`) are not accepted: leave it out");
         }
         let value = match event {
             Event::Scalar(text, style, ..) => scalar(text.into_owned(), style),
