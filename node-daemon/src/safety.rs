@@ -1,8 +1,9 @@
 //! Where the daemon may run: it is made to cut a host off, so it must not do that to the wrong one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 
 use crate::config::Config;
 
@@ -39,19 +40,35 @@ pub(crate) fn check(config: &Config) -> Result<(), SafetyError> {
 }
 
 fn observe() -> Result<Place, SafetyError> {
-    let differs = |own: &'static str, first: &'static str| {
-        let own = fs::read_link(Path::new(own)).map_err(|source| SafetyError::Unknown { path: own, source })?;
-        let first = fs::read_link(Path::new(first)).map_err(|source| SafetyError::Unknown { path: first, source })?;
-        Ok::<_, SafetyError>(own != first)
-    };
     let read = |path| fs::read_to_string(path).map_err(|source| SafetyError::Unknown { path, source });
     Ok(Place {
-        own_network: differs("/proc/self/ns/net", "/proc/1/ns/net")?,
-        own_mounts: differs("/proc/self/ns/mnt", "/proc/1/ns/mnt")?,
+        own_network: !same_network()?,
+        own_mounts: !same_mounts()?,
         kernel_command_line: read("/proc/cmdline")?,
         // A host without one cannot be named in a configuration, and so is never the right one.
         machine_id: read("/etc/machine-id").map(|id| id.trim().to_owned()).unwrap_or_default(),
     })
+}
+
+/// Whether this process and PID 1 share the network namespace. /proc/1/ns would tell, but only to who may trace PID 1;
+/// files of /proc/PID/net have an inode of their own in each namespace.
+fn same_network() -> Result<bool, SafetyError> {
+    let inode = |path: &'static str| {
+        fs::metadata(path).map(|file| file.ino()).map_err(|source| SafetyError::Unknown { path, source })
+    };
+    Ok(inode("/proc/self/net/dev")? == inode("/proc/1/net/dev")?)
+}
+
+/// Whether this process and PID 1 share the mount namespace: a mount's ID belongs to one namespace.
+fn same_mounts() -> Result<bool, SafetyError> {
+    let mounts = |path: &'static str| {
+        fs::read_to_string(path).map(|text| mount_ids(&text)).map_err(|source| SafetyError::Unknown { path, source })
+    };
+    Ok(!mounts("/proc/self/mountinfo")?.is_disjoint(&mounts("/proc/1/mountinfo")?))
+}
+
+fn mount_ids(mountinfo: &str) -> BTreeSet<String> {
+    mountinfo.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
 fn decide(place: &Place, secure_mode: bool, machine_id: Option<&str>) -> Result<(), SafetyError> {
@@ -114,5 +131,16 @@ mod tests {
         assert!(decide(&nameless, true, Some("")).is_err());
         let lookalike = Place { kernel_command_line: "opencluster.vm=10".to_owned(), ..developers_machine() };
         assert!(decide(&lookalike, false, None).is_err());
+    }
+
+    #[test]
+    fn namespaces_of_ones_own_are_seen() {
+        assert!(same_network().expect("network") && same_mounts().expect("mounts"), "tests run beside PID 1");
+        let script = "stat -L -c %i /proc/self/net/dev; cut -d' ' -f1 /proc/self/mountinfo";
+        let output = std::process::Command::new("unshare").args(["-n", "-m", "sh", "-c", script]).output();
+        let output = String::from_utf8(output.expect("unshare").stdout).expect("text");
+        let (inode, mounts) = output.split_once('\n').expect("lines");
+        assert_ne!(inode, fs::metadata("/proc/1/net/dev").expect("PID 1").ino().to_string());
+        assert!(mount_ids(mounts).is_disjoint(&mount_ids(&fs::read_to_string("/proc/1/mountinfo").expect("PID 1"))));
     }
 }

@@ -136,13 +136,7 @@ impl Core {
                 firewall_repairs: self.firewall_repairs,
                 proxy_restarts: self.supervisor.restarts(),
                 flows: proxy.map_or(0, |proxy| proxy.flows),
-                workloads_ready: self
-                    .captures
-                    .assigned()
-                    .keys()
-                    .filter(|workload| self.identity_ready(workload))
-                    .map(ToString::to_string)
-                    .collect(),
+                workloads_ready: proxy.map(|proxy| proxy.identities_ready.clone()).unwrap_or_default(),
             },
         }
     }

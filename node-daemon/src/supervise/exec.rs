@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use caps::CapSet;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<std::convert::Infallible, Exe
 
     cgroup::enter(&arguments.cgroup, std::process::id())?;
     only_control_socket()?;
-    setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES).map_err(step("raise the limit of open files"))?;
+    raise_file_limit().map_err(step("raise the limit of open files"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(step("forbid core dumps"))?;
     nix::unistd::chdir("/").map_err(step("change to /"))?;
 
@@ -108,6 +108,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<std::convert::Infallible, Exe
         .collect::<Result<_, _>>()?;
     nix::unistd::execve(&program, &argv, &environment)
         .map_err(|source| ExecError::Program { program: arguments.program.clone(), source })
+}
+
+/// As far as we may: without CAP_SYS_RESOURCE the hard limit stays what it is.
+fn raise_file_limit() -> Result<(), Errno> {
+    match setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES) {
+        Err(Errno::EPERM) => {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        }
+        result => result,
+    }
 }
 
 /// The control socket comes as standard input. Afterwards it is [`CONTROL_FD`], input is empty, and nothing else is open

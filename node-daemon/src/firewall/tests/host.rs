@@ -136,9 +136,8 @@ impl Hosts {
 
     /// A process in a cgroup of host A that connects; `None` if it cannot.
     pub(super) fn connect(&self, cgroup: Option<&str>, ip: &str, port: u16) -> Option<Client> {
-        let enter = cgroup.map_or(String::new(), |cgroup| {
-            format!("echo $$ > {}/cgroup.procs && ", self.base.join(cgroup).display())
-        });
+        let enter = cgroup
+            .map_or(String::new(), |cgroup| format!("echo $$ > {}/cgroup.procs && ", self.base.join(cgroup).display()));
         // bash opens /dev/tcp itself; each line goes there and back.
         let script = format!(
             "{enter}exec 3<>/dev/tcp/{ip}/{port} && echo connected && \
@@ -246,5 +245,5 @@ pub(super) fn poll(what: &str, mut done: impl FnMut() -> bool) {
 
 pub(super) fn pause(milliseconds: u64) {
     let (_keep, never) = sync_channel::<()>(1);
-    drop(never.recv_timeout(Duration::from_millis(milliseconds)));
+    never.recv_timeout(Duration::from_millis(milliseconds)).expect_err("nobody sends");
 }
