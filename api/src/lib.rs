@@ -22,4 +22,10 @@ mod generated {
 /// Controller and nodes (`proto/opencluster/control/v1/control.proto`, where every field is documented).
 pub mod control {
     pub use crate::generated::control::v1::*;
+
+    /// The largest message that a controller sends and that a node must be ready to take: the snapshot of a large cluster.
+    pub const MAX_MESSAGE_TO_NODE: usize = 64 * 1024 * 1024;
+
+    /// The largest message that a controller takes from a node.
+    pub const MAX_MESSAGE_FROM_NODE: usize = 1024 * 1024;
 }

@@ -1,0 +1,73 @@
+//! Leases: who may carry traffic right now, and the sessions that nodes keep with the controller.
+//!
+//! The rules are `opencluster-policy`'s [`PeerLease`](opencluster_policy::lease::PeerLease); this module brings the clock,
+//! the randomness and the streams.
+//!
+//! **A restart of the controller.** Nonces of granted leases live in memory only: writing each to disk would cost a
+//! synchronous write for every heartbeat of every node. A controller that starts therefore cannot tell a node that kept
+//! running from a copy of it that was made meanwhile, and does not guess: every enrolment that was in force is ended as
+//! lost, its keys are revoked, and its node must be wiped and enrolled again. For a node that is what losing its controller
+//! means in any case (R06); with one controller, a restart of it is such a loss.
+
+pub mod registry;
+pub mod service;
+mod session;
+
+use opencluster_policy::lease::{Clocks, Reason};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::state::record::{EnrolmentRecord, Standing};
+use crate::state::{State, StateError};
+use crate::store::Table;
+
+/// The controller's clocks now.
+pub fn clocks() -> Clocks {
+    let nanos = |clock| {
+        let time = clock_gettime(clock);
+        // None of these clocks shows a time before its epoch.
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    };
+    Clocks {
+        monotonic_raw: nanos(ClockId::MonotonicRaw),
+        boottime: nanos(ClockId::Boottime),
+        realtime: nanos(ClockId::Realtime),
+    }
+}
+
+/// For the log, the audit trail and the node.
+pub fn describe(reason: &Reason) -> String {
+    match reason {
+        Reason::LeaseExpired => "its lease ran out: no heartbeat arrived in time".into(),
+        Reason::NonceMismatch => {
+            "a heartbeat carried an old nonce: a copy of the node, or a snapshot of it that was restored".into()
+        }
+        Reason::TimeStep => "its clocks and the controller's moved apart: it was paused".into(),
+        Reason::BootChanged => "it started again without enrolling".into(),
+        Reason::Revoked(reason) => reason.clone(),
+        Reason::Protocol => "it broke the heartbeat protocol".into(),
+    }
+}
+
+/// What an enrolment that ended for this reason is.
+pub(crate) fn standing_after(reason: &Reason) -> Standing {
+    match reason {
+        Reason::LeaseExpired => Standing::Lost,
+        Reason::NonceMismatch | Reason::TimeStep | Reason::BootChanged | Reason::Revoked(_) | Reason::Protocol => {
+            Standing::Compromised
+        }
+    }
+}
+
+/// Ends what was in force when the controller stopped: see the module.
+pub fn end_enrolments_of_the_last_run(state: &State) -> Result<usize, StateError> {
+    let mut ended = 0;
+    for (node, record, _) in state.scan::<EnrolmentRecord>(Table::Enrolments, "")? {
+        if record.standing == Standing::Active {
+            let reason = "the controller was restarted and cannot know what happened meanwhile";
+            state.end_enrolment("controller", &node, Some(&record.id), Standing::Lost, reason)?;
+            tracing::warn!(event = "node.lost", node, reason, "the node must enrol again");
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}

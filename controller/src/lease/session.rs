@@ -1,0 +1,396 @@
+//! One node's session: what goes down, in an order that never leaves the node with a lease but without what it must
+//! enforce, and what comes up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use opencluster_api::control::controller_message::Message as Down;
+use opencluster_api::control::node_message::Message as Up;
+use opencluster_api::control::{
+    self, Certificate, CertificateRequest, ConfigUpdate, ControllerMessage, Document, DocumentKey, NodeMessage, Sever,
+};
+use opencluster_identity::digest::Sha256Digest;
+use opencluster_identity::{SpiffeId, UnixTime};
+use opencluster_policy::resource::{Key, Resource};
+use opencluster_policy::snapshot::Snapshot;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Status, Streaming};
+
+use super::registry::{Ended, HeartbeatOutcome, SessionEnd, SessionId};
+use super::service::ControlService;
+use super::{clocks, describe, standing_after};
+use crate::listen::shutting_down;
+use crate::state::record::{EnrolmentRecord, IssuedRecord, Standing};
+use crate::state::revocation::RevocationList;
+use crate::state::{Configuration, StateError};
+use crate::store::Table;
+
+/// Security events a second that a node gets into the audit trail, and how many at once.
+const EVENTS_PER_SECOND: u32 = 5;
+const EVENT_BURST: u32 = 50;
+
+/// The longest text of an event that is kept.
+const EVENT_TEXT: usize = 1024;
+
+/// One session, run by its own task.
+pub(super) struct Session {
+    pub(super) service: ControlService,
+    pub(super) node: String,
+    pub(super) id: SessionId,
+    pub(super) enrolment: String,
+    pub(super) key: Sha256Digest,
+    /// When the certificate that opened it ends.
+    pub(super) not_after: UnixTime,
+    pub(super) down: mpsc::Sender<Result<ControllerMessage, Status>>,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Over {
+    #[error("the node closed it")]
+    Closed,
+    #[error("the node's stream failed: {0}")]
+    Stream(Status),
+    #[error("the node does not read what it is sent")]
+    Slow,
+    #[error("{0}")]
+    Refused(String),
+    #[error("the certificate that opened it has ended")]
+    CertificateEnded,
+    #[error("the node opened another one")]
+    Replaced,
+    #[error("severed: {0}")]
+    Severed(String),
+    #[error("the controller is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Session {
+    /// Serves the session to its end.
+    pub(super) async fn run(self, up: Streaming<NodeMessage>, ended: oneshot::Receiver<SessionEnd>) {
+        let Self { node, id, .. } = &self;
+        tracing::info!(event = "session.opened", node, enrolment = self.enrolment, "a node opened its session");
+        let over = match self.serve(up, ended).await {
+            Ok(never) => match never {},
+            Err(over) => over,
+        };
+        tracing::info!(event = "session.closed", node, reason = %over, "a node's session ended");
+        let farewell = match &over {
+            Over::Severed(reason) => Some(Ok(message(Down::Sever(Sever { reason: reason.clone() })))),
+            Over::Closed | Over::Stream(_) | Over::Slow => None,
+            Over::Refused(reason) => Some(Err(Status::invalid_argument(reason.clone()))),
+            Over::CertificateEnded => Some(Err(Status::unauthenticated(over.to_string()))),
+            Over::Replaced => Some(Err(Status::aborted(over.to_string()))),
+            Over::ShuttingDown => Some(Err(Status::unavailable(over.to_string()))),
+            Over::State(_) => Some(Err(Status::internal("see the controller's log"))),
+        };
+        if let Some(farewell) = farewell {
+            // A node that does not take it finds the stream closed.
+            drop(self.down.send_timeout(farewell, Duration::from_secs(1)).await);
+        }
+        self.service.registry.close_session(node, *id);
+    }
+
+    async fn serve(
+        &self,
+        mut up: Streaming<NodeMessage>,
+        mut ended: oneshot::Receiver<SessionEnd>,
+    ) -> Result<std::convert::Infallible, Over> {
+        let state = &self.service.state;
+        let mut revocations = state.watch_revocations();
+        let mut configuration = state.watch_configuration();
+        let mut shutdown = self.service.shutdown.clone();
+        let mut events = EventAllowance::new();
+
+        // The order matters: the node has all that it must enforce before the first grant can reach it.
+        self.send_bundle().await?;
+        self.send_revocations(&mut revocations).await?;
+        let mut sent = self.send_configuration(&mut configuration, None).await?;
+
+        let life = self.not_after.as_secs().saturating_sub(UnixTime::now().as_secs());
+        let certificate_ends = tokio::time::sleep(Duration::from_secs(life));
+        tokio::pin!(certificate_ends);
+        loop {
+            tokio::select! {
+                biased;
+                end = &mut ended => return Err(match end {
+                    Ok(SessionEnd::Severed(reason)) => Over::Severed(reason),
+                    Ok(SessionEnd::Replaced) | Err(_) => Over::Replaced,
+                }),
+                () = shutting_down(&mut shutdown) => return Err(Over::ShuttingDown),
+                changed = revocations.changed() => {
+                    changed.map_err(|_| Over::ShuttingDown)?;
+                    self.send_revocations(&mut revocations).await?;
+                }
+                changed = configuration.changed() => {
+                    changed.map_err(|_| Over::ShuttingDown)?;
+                    sent = self.send_configuration(&mut configuration, Some(&sent)).await?;
+                }
+                () = &mut certificate_ends => return Err(Over::CertificateEnded),
+                received = up.message() => match received {
+                    Ok(Some(NodeMessage { message: Some(received) })) => self.received(received, &mut events).await?,
+                    Ok(Some(NodeMessage { message: None })) => {
+                        return Err(Over::Refused("a message of a kind that this controller does not know".into()));
+                    }
+                    Ok(None) => return Err(Over::Closed),
+                    Err(status) => return Err(Over::Stream(status)),
+                },
+            }
+        }
+    }
+
+    /// A node that does not take a message within a lease would not renew its lease either: it is cut off.
+    async fn send(&self, down: Down) -> Result<(), Over> {
+        let patience = Duration::from_millis(u64::from(self.service.registry.timing().lease_ms()));
+        self.down.send_timeout(Ok(message(down)), patience).await.map_err(|error| match error {
+            mpsc::error::SendTimeoutError::Timeout(_) => Over::Slow,
+            mpsc::error::SendTimeoutError::Closed(_) => Over::Closed,
+        })
+    }
+
+    async fn send_bundle(&self) -> Result<(), Over> {
+        let roots_der = self.service.authority.bundle().roots().iter().map(|root| root.to_vec()).collect();
+        self.send(Down::TrustBundle(control::TrustBundle { version: 1, roots_der })).await
+    }
+
+    async fn send_revocations(&self, revocations: &mut watch::Receiver<Arc<RevocationList>>) -> Result<(), Over> {
+        let list = Arc::clone(&revocations.borrow_and_update());
+        self.send(Down::Revocations(list.to_message())).await
+    }
+
+    /// Every node gets every resource for now: each needs the policies of all destinations that it may call, and the
+    /// whole is small. A change that follows on another while the first is being sent is sent as one.
+    async fn send_configuration(
+        &self,
+        configuration: &mut watch::Receiver<Arc<Configuration>>,
+        sent: Option<&Snapshot>,
+    ) -> Result<Snapshot, Over> {
+        let current = Arc::clone(&configuration.borrow_and_update());
+        self.send(Down::Config(update(sent, &current.snapshot))).await?;
+        Ok(current.snapshot.clone())
+    }
+
+    async fn received(&self, received: Up, events: &mut EventAllowance) -> Result<(), Over> {
+        let registry = &self.service.registry;
+        match received {
+            Up::Heartbeat(heartbeat) => self.heartbeat(&heartbeat).await,
+            Up::Acknowledgement(applied) => registry
+                .acknowledged(&self.node, self.id, applied.config_version, applied.revocation_version)
+                .map_err(|refused| Over::Refused(refused.to_string())),
+            Up::CertificateRequest(request) => {
+                let certificate = self.certify(request).await?;
+                self.send(Down::Certificate(certificate)).await
+            }
+            Up::Event(event) => self.event(event, events).await,
+        }
+    }
+
+    async fn heartbeat(&self, heartbeat: &control::Heartbeat) -> Result<(), Over> {
+        let mut fresh = [0; 16];
+        aws_lc_rs::rand::fill(&mut fresh)
+            .map_err(|_| Over::Refused("the controller has no random bytes for a nonce".into()))?;
+        let outcome = self
+            .service
+            .registry
+            .heartbeat(&self.node, self.id, heartbeat, clocks(), fresh)
+            .map_err(|refused| Over::Refused(refused.to_string()))?;
+        match outcome {
+            HeartbeatOutcome::Grant(grant) => {
+                self.send(Down::Grant(control::Grant {
+                    sequence: grant.sequence,
+                    nonce: grant.nonce.to_vec(),
+                    lease_ms: (grant.lease / 1_000_000) as u32,
+                }))
+                .await
+            }
+            HeartbeatOutcome::Ignored => Ok(()),
+            HeartbeatOutcome::Sever(ended) => {
+                let reason = describe(&ended.reason);
+                end(&self.service, ended).await?;
+                Err(Over::Severed(reason))
+            }
+        }
+    }
+
+    /// Signs, or says why not. Only what the node did wrong is said to it.
+    async fn certify(&self, request: CertificateRequest) -> Result<Certificate, Over> {
+        let request_id = request.request_id;
+        match self.issue(request).await? {
+            Ok(chain_der) => Ok(Certificate { request_id, chain_der, refusal: String::new() }),
+            Err(refusal) => {
+                tracing::warn!(event = "svid.refused", node = self.node, refusal, "a certificate was refused");
+                Ok(Certificate { request_id, chain_der: Vec::new(), refusal })
+            }
+        }
+    }
+
+    async fn issue(&self, request: CertificateRequest) -> Result<Result<Vec<Vec<u8>>, String>, Over> {
+        let service = &self.service;
+        let id = match SpiffeId::parse(&request.spiffe_id) {
+            Ok(id) => id,
+            Err(error) => return Ok(Err(format!("spiffe_id: {error}"))),
+        };
+        let own = SpiffeId::node(service.state.domain(), &self.node).is_ok_and(|own| own == id);
+        if !own && !service.state.configuration().index.node_may_hold(&self.node, &id) {
+            return Ok(Err(format!("{id} may not run on node {}: no Workload of that name lists it", self.node)));
+        }
+        if let Some(revocation) = service.state.revocations().identity_revoked(&id) {
+            return Ok(Err(format!("{id} is revoked: {}", revocation.reason)));
+        }
+        let issued = match service.authority.issue(&request.csr_der, &id, service.svid_ttl, UnixTime::now()) {
+            Ok(issued) => issued,
+            Err(error) => return Ok(Err(format!("csr_der: {error}"))),
+        };
+        if own && issued.spki_sha256 == self.key {
+            return Ok(Err("a rotation needs a new key".into()));
+        }
+        let record = IssuedRecord {
+            node: self.node.clone(),
+            spiffe_id: id.to_string(),
+            key: issued.spki_sha256.to_string(),
+            not_after: issued.not_after.as_secs() as i64,
+        };
+        let enrolment = self.enrolment.clone();
+        // The record is committed before the certificate leaves: there is no certificate that a revocation would miss.
+        let recorded = service.state.run(move |state| state.record_issued(&enrolment, &record)).await?;
+        if !recorded {
+            return Ok(Err("the node's enrolment has ended".into()));
+        }
+        if own {
+            service
+                .registry
+                .next_key(&self.node, self.id, issued.spki_sha256)
+                .map_err(|refused| Over::Refused(refused.to_string()))?;
+        }
+        tracing::info!(
+            event = "svid.issued",
+            node = self.node,
+            id = %issued.id,
+            key = %issued.spki_sha256,
+            serial = issued.serial,
+            not_after = issued.not_after.as_secs(),
+            "issued a certificate"
+        );
+        Ok(Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect()))
+    }
+
+    async fn event(&self, event: control::NodeEvent, events: &mut EventAllowance) -> Result<(), Over> {
+        let (kind, detail) = (cut(&event.kind), cut(&event.detail));
+        tracing::warn!(event = "node.event", node = self.node, kind, detail, "a node reports");
+        if !events.take() {
+            return Ok(());
+        }
+        let node = self.node.clone();
+        let skipped = std::mem::take(&mut events.skipped);
+        self.service
+            .state
+            .run(move |state| {
+                let mut writer = state.write()?;
+                let mut after = json!({"kind": kind, "detail": detail, "realtime_ns": event.realtime_ns});
+                if skipped > 0 {
+                    after["skipped"] = skipped.into();
+                }
+                writer.audit(&format!("node/{node}"), "node.event", format!("Node {node}"), None, Some(after));
+                writer.commit()
+            })
+            .await
+            .map(drop)
+            .map_err(Over::State)
+    }
+}
+
+/// The state learns what the state machine decided.
+pub(super) async fn end(service: &ControlService, ended: Ended) -> Result<(), StateError> {
+    let reason = describe(&ended.reason);
+    tracing::error!(event = "node.severed", node = ended.node, reason, "a node is out: its identities are revoked");
+    let standing = standing_after(&ended.reason);
+    let again = ended.clone();
+    let recorded = service
+        .state
+        .run(move |state| {
+            state.end_enrolment("controller", &ended.node, Some(&ended.enrolment), standing, &reason)?;
+            Ok::<_, StateError>(())
+        })
+        .await;
+    if recorded.is_err() {
+        service.registry.not_recorded(again);
+    }
+    recorded
+}
+
+impl crate::state::State {
+    /// Records that a certificate was issued in a session of this enrolment; `false`: the enrolment is over.
+    fn record_issued(&self, enrolment: &str, issued: &IssuedRecord) -> Result<bool, StateError> {
+        let mut writer = self.write()?;
+        let current = self.get::<EnrolmentRecord>(Table::Enrolments, &issued.node)?;
+        if !current.is_some_and(|(record, _)| record.id == enrolment && record.standing == Standing::Active) {
+            return Ok(false);
+        }
+        writer.put(Table::Issued, format!("{}/{}", issued.node, issued.key), issued)?;
+        writer.commit()?;
+        Ok(true)
+    }
+}
+
+/// What a node that has `sent` needs to have `current`; `None`: a snapshot.
+fn update(sent: Option<&Snapshot>, current: &Snapshot) -> ConfigUpdate {
+    let Some(sent) = sent.filter(|sent| sent.version > 0) else {
+        let upserts = current.resources.values().map(|resource| document(resource)).collect();
+        return ConfigUpdate { version: current.version, base_version: 0, upserts, deletes: Vec::new() };
+    };
+    let difference = sent.difference(current);
+    ConfigUpdate {
+        version: current.version,
+        base_version: sent.version,
+        upserts: difference.upserts.iter().map(|resource| document(resource)).collect(),
+        deletes: difference.deletes.into_iter().map(document_key).collect(),
+    }
+}
+
+fn document(resource: &Resource) -> Document {
+    Document { key: Some(document_key(resource.key())), json: resource.to_json().to_string().into_bytes() }
+}
+
+fn document_key(key: Key) -> DocumentKey {
+    DocumentKey { kind: key.kind.name().to_owned(), namespace: key.namespace, name: key.name }
+}
+
+fn message(message: Down) -> ControllerMessage {
+    ControllerMessage { message: Some(message) }
+}
+
+/// At most [`EVENT_TEXT`] bytes of it.
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(EVENT_TEXT)].to_owned()
+}
+
+/// A node that reports without end does not fill the audit trail.
+struct EventAllowance {
+    left: u32,
+    since: Instant,
+    skipped: u64,
+}
+
+impl EventAllowance {
+    fn new() -> Self {
+        Self { left: EVENT_BURST, since: Instant::now(), skipped: 0 }
+    }
+
+    fn take(&mut self) -> bool {
+        let seconds = self.since.elapsed().as_secs();
+        if seconds > 0 {
+            let refill = EVENTS_PER_SECOND.saturating_mul(u32::try_from(seconds).unwrap_or(u32::MAX));
+            self.left = self.left.saturating_add(refill).min(EVENT_BURST);
+            self.since = Instant::now();
+        }
+        if self.left == 0 {
+            self.skipped += 1;
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+}

@@ -1,0 +1,260 @@
+//! Identities and keys that are refused from now on, and ends of enrolments, which always revoke.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use opencluster_api::control;
+use opencluster_identity::digest::Sha256Digest;
+use opencluster_identity::revocation::RevocationSet;
+use opencluster_policy::spiffe::SpiffeId;
+use serde_json::json;
+
+use super::record::{EnrolmentRecord, IssuedRecord, RevocationRecord, Standing};
+use super::{State, StateError, Writer, get_number, parse, scan_all};
+use crate::store::{Store, Table};
+
+const VERSION: &str = "revocation-version";
+
+/// How long after the end of the certificates an entry is kept: for clocks that differ.
+const GRACE_S: i64 = 300;
+
+/// The revocations in force. Immutable; a change makes a new one.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationList {
+    /// Grows with each change.
+    pub version: u64,
+    entries: BTreeMap<String, RevocationRecord>,
+}
+
+impl RevocationList {
+    pub(super) fn load(store: &dyn Store) -> Result<Self, StateError> {
+        let mut entries = BTreeMap::new();
+        for (key, value) in scan_all(store, Table::Revocations, "")? {
+            let record: RevocationRecord = parse(Table::Revocations, &key, &value)?;
+            // Found now rather than when it must be enforced.
+            decode(&record).map_err(|detail| StateError::Record {
+                table: Table::Revocations,
+                key: key.clone(),
+                detail,
+            })?;
+            entries.insert(key, record);
+        }
+        Ok(Self { version: get_number(store, VERSION)?, entries })
+    }
+
+    /// Everything that is revoked.
+    pub fn entries(&self) -> impl Iterator<Item = &RevocationRecord> {
+        self.entries.values()
+    }
+
+    /// Whether every key of this identity is revoked.
+    pub fn identity_revoked(&self, id: &SpiffeId) -> Option<&RevocationRecord> {
+        self.entries.get(&format!("{id}|"))
+    }
+
+    /// For nodes.
+    pub fn to_message(&self) -> control::RevocationSet {
+        let entries = self
+            .entries()
+            .map(|record| control::Revocation {
+                spiffe_id: record.spiffe_id.clone(),
+                // Checked when it was made and when it was loaded; an empty key would revoke more, never less.
+                spki_sha256: hex::decode(&record.key).unwrap_or_default(),
+                reason: record.reason.clone(),
+            })
+            .collect();
+        control::RevocationSet { version: self.version, entries }
+    }
+
+    /// For the controller's own verifiers.
+    pub fn to_set(&self) -> Result<RevocationSet, StateError> {
+        let mut set = RevocationSet::new(self.version);
+        for (key, record) in &self.entries {
+            let (id, spki) = decode(record).map_err(|detail| StateError::Record {
+                table: Table::Revocations,
+                key: key.clone(),
+                detail,
+            })?;
+            set.revoke(id, spki);
+        }
+        Ok(set)
+    }
+}
+
+fn decode(record: &RevocationRecord) -> Result<(SpiffeId, Option<Sha256Digest>), String> {
+    let id = SpiffeId::parse(&record.spiffe_id).map_err(|error| error.to_string())?;
+    let key = match record.key.as_str() {
+        "" => None,
+        key => Some(Sha256Digest::from_hex(key).map_err(|error| error.to_string())?),
+    };
+    Ok((id, key))
+}
+
+/// What a revocation did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// The version of the set that holds it.
+    pub version: u64,
+    /// The identities that it refuses.
+    pub identities: Vec<String>,
+}
+
+impl State {
+    /// Ends a node's enrolment: its key, and every key that its sessions got certificates for, are revoked in the same
+    /// transaction. `None`: there is no such enrolment in force (any more).
+    pub fn end_enrolment(
+        &self,
+        actor: &str,
+        node: &str,
+        enrolment: Option<&str>,
+        standing: Standing,
+        reason: &str,
+    ) -> Result<Option<Revoked>, StateError> {
+        let mut writer = self.write()?;
+        let Some((before, _)) = self.get::<EnrolmentRecord>(Table::Enrolments, node)? else { return Ok(None) };
+        if before.standing != Standing::Active || enrolment.is_some_and(|id| id != before.id) {
+            return Ok(None);
+        }
+        let records = self.revoke_keys_of(&mut writer, node, reason)?;
+        let after = EnrolmentRecord { standing, reason: reason.to_owned(), ..before.clone() };
+        writer.put(Table::Enrolments, node, &after)?;
+        let identities = distinct_identities(&records);
+        writer.audit(
+            actor,
+            match standing {
+                Standing::Lost => "node.lost",
+                Standing::Retired => "node.retire",
+                Standing::Active | Standing::Compromised => "node.revoke",
+            },
+            format!("Node {node}"),
+            Some(json!({"enrolment": before.id, "standing": before.standing})),
+            Some(json!({"standing": standing, "reason": reason, "revoked": identities})),
+        );
+        let version = self.commit_revocations(writer, records, &[], || ())?;
+        Ok(Some(Revoked { version, identities }))
+    }
+
+    /// Revokes an identity with all its keys, until it is lifted.
+    pub fn revoke_identity(&self, actor: &str, id: &SpiffeId, reason: &str) -> Result<Revoked, StateError> {
+        let mut writer = self.write()?;
+        let current = self.revocations();
+        let identities = vec![id.to_string()];
+        if current.identity_revoked(id).is_some() {
+            return Ok(Revoked { version: current.version, identities });
+        }
+        let record =
+            RevocationRecord { spiffe_id: id.to_string(), key: String::new(), reason: reason.to_owned(), until: None };
+        writer.audit(actor, "workload.revoke", id.as_str(), None, Some(json!({"reason": reason})));
+        let version = self.commit_revocations(writer, vec![record], &[], || ())?;
+        Ok(Revoked { version, identities })
+    }
+
+    /// Lifts what [`State::revoke_identity`] did. `None`: it is not revoked.
+    pub fn restore_identity(&self, actor: &str, id: &SpiffeId, reason: &str) -> Result<Option<Revoked>, StateError> {
+        let mut writer = self.write()?;
+        let current = self.revocations();
+        let Some(record) = current.identity_revoked(id) else { return Ok(None) };
+        let before = json!({"reason": record.reason});
+        writer.audit(actor, "workload.restore", id.as_str(), Some(before), Some(json!({"reason": reason})));
+        let version = self.commit_revocations(writer, Vec::new(), &[record.table_key()], || ())?;
+        Ok(Some(Revoked { version, identities: vec![id.to_string()] }))
+    }
+
+    /// Forgets what has no effect any more: revocations of keys, records of keys and tokens whose time is over.
+    pub fn prune(&self) -> Result<(), StateError> {
+        let mut writer = self.write()?;
+        let now = writer.now().unix_timestamp() - GRACE_S;
+        for (key, record, _) in self.scan::<IssuedRecord>(Table::Issued, "")? {
+            if record.not_after < now {
+                writer.delete(Table::Issued, key);
+            }
+        }
+        for (key, record, _) in self.scan::<super::record::TokenRecord>(Table::Tokens, "")? {
+            if record.expires < now {
+                writer.delete(Table::Tokens, key);
+            }
+        }
+        for (key, record, _) in self.scan::<super::record::OperatorRecord>(Table::Operators, "")? {
+            if record.expires < now {
+                writer.delete(Table::Operators, key);
+            }
+        }
+        let current = self.revocations();
+        let over: Vec<String> = current
+            .entries()
+            .filter(|record| record.until.is_some_and(|until| until < now))
+            .map(RevocationRecord::table_key)
+            .collect();
+        if over.is_empty() && writer.batch.is_empty() {
+            return Ok(());
+        }
+        if over.is_empty() {
+            writer.commit()?;
+        } else {
+            self.commit_revocations(writer, Vec::new(), &over, || ())?;
+        }
+        Ok(())
+    }
+
+    /// Every key that a node's sessions got certificates for and that could still be used; their records are removed.
+    pub(crate) fn revoke_keys_of(
+        &self,
+        writer: &mut Writer<'_>,
+        node: &str,
+        reason: &str,
+    ) -> Result<Vec<RevocationRecord>, StateError> {
+        let now = writer.now().unix_timestamp();
+        let mut records = Vec::new();
+        for (key, issued, _) in self.scan::<IssuedRecord>(Table::Issued, &format!("{node}/"))? {
+            writer.delete(Table::Issued, key);
+            if issued.not_after + GRACE_S >= now {
+                records.push(RevocationRecord {
+                    spiffe_id: issued.spiffe_id,
+                    key: issued.key,
+                    reason: reason.to_owned(),
+                    until: Some(issued.not_after + GRACE_S),
+                });
+            }
+        }
+        Ok(records)
+    }
+
+    /// Commits a change that adds and lifts revocations; the new version. `then` runs while no other change can happen.
+    pub(crate) fn commit_revocations(
+        &self,
+        mut writer: Writer<'_>,
+        records: Vec<RevocationRecord>,
+        lifted: &[String],
+        then: impl FnOnce(),
+    ) -> Result<u64, StateError> {
+        if records.is_empty() && lifted.is_empty() {
+            writer.commit_and(|_| then())?;
+            return Ok(self.revocations().version);
+        }
+        let mut list = RevocationList::clone(&self.revocations());
+        list.version += 1;
+        for key in lifted {
+            writer.delete(Table::Revocations, key.clone());
+            list.entries.remove(key);
+        }
+        for record in records {
+            let key = record.table_key();
+            writer.put(Table::Revocations, key.clone(), &record)?;
+            list.entries.insert(key, record);
+        }
+        let version = list.version;
+        writer.put(Table::Meta, VERSION, &version)?;
+        writer.commit_and(|state| {
+            state.revocations.send_replace(Arc::new(list));
+            then();
+        })?;
+        Ok(version)
+    }
+}
+
+fn distinct_identities(records: &[RevocationRecord]) -> Vec<String> {
+    let mut identities: Vec<String> = records.iter().map(|record| record.spiffe_id.clone()).collect();
+    identities.sort();
+    identities.dedup();
+    identities
+}
