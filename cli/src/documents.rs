@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use opencluster_api::rest::FieldProblem;
-use opencluster_policy::resource::{Fault, Resource};
+use opencluster_policy::resource::{Fault, Faults, Resource};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -99,9 +99,14 @@ impl Documents {
         Ok(documents)
     }
 
-    /// Where the faults that the controller found in [`Self::text`] are in the files.
+    /// Where the faults that the controller found in [`Self::text`] are in the files. What it found wrong between
+    /// resources has no line yet: the field has.
     pub(crate) fn locate(&self, problems: Vec<FieldProblem>) -> Vec<SourceFault> {
-        problems.into_iter().map(|problem| self.place(problem)).collect()
+        let fault =
+            |FieldProblem { document, field, line, column, message }| Fault { document, field, line, column, message };
+        let mut faults = Faults(problems.into_iter().map(fault).collect());
+        faults.locate(&self.text);
+        faults.0.into_iter().map(|fault| self.place(fault)).collect()
     }
 
     /// A fault of the file that was added last.
@@ -109,20 +114,14 @@ impl Documents {
         let (first_line, first_document) =
             self.sources.last().map_or((0, 0), |source| (source.first_line, source.first_document));
         let line = if fault.line == 0 { 0 } else { fault.line + first_line };
-        self.place(FieldProblem {
-            document: fault.document + first_document,
-            field: fault.field,
-            line,
-            column: fault.column,
-            message: fault.message,
-        })
+        self.place(Fault { document: fault.document + first_document, line, ..fault })
     }
 
     /// By line where there is one, else by document.
-    fn place(&self, problem: FieldProblem) -> SourceFault {
-        let holds_line = |source: &&Source| problem.line > source.first_line;
-        let holds_document = |source: &&Source| problem.document >= source.first_document;
-        let source = if problem.line > 0 {
+    fn place(&self, fault: Fault) -> SourceFault {
+        let holds_line = |source: &&Source| fault.line > source.first_line;
+        let holds_document = |source: &&Source| fault.document >= source.first_document;
+        let source = if fault.line > 0 {
             self.sources.iter().rfind(holds_line)
         } else {
             self.sources.iter().rfind(holds_document)
@@ -130,9 +129,9 @@ impl Documents {
         let (file, first_line, lines) =
             source.map_or((String::new(), 0, 0), |source| (source.name.clone(), source.first_line, source.lines));
         // A fault at the very end of a text may be one line behind its last.
-        let line = if problem.line == 0 { 0 } else { (problem.line - first_line).min(lines.max(1)) };
-        let source_line = self.text.lines().nth(problem.line.wrapping_sub(1)).unwrap_or_default().to_owned();
-        SourceFault { file, line, column: problem.column, field: problem.field, message: problem.message, source_line }
+        let line = if fault.line == 0 { 0 } else { (fault.line - first_line).min(lines.max(1)) };
+        let source_line = self.text.lines().nth(fault.line.wrapping_sub(1)).unwrap_or_default().to_owned();
+        SourceFault { file, line, column: fault.column, field: fault.field, message: fault.message, source_line }
     }
 }
 

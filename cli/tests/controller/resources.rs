@@ -98,7 +98,9 @@ fn faults_that_only_the_controller_sees_are_shown_in_their_file() {
     let refused = cluster.run(&arguments);
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("nowhere"), "{}", refused.stderr);
-    assert!(refused.stderr.contains(&format!("  --> {}", second.display())), "{}", refused.stderr);
+    let place =
+        format!("  --> {}:6:17\n   |\n 6 |   to: {{service: nowhere}}\n   |                 ^\n", second.display());
+    assert!(refused.stderr.contains(&place), "{place}\n{}", refused.stderr);
     assert!(!refused.stderr.contains(&format!("  --> {}", first.display())), "{}", refused.stderr);
     assert_eq!(cluster.json(&["get", "nodes"])["items"], json!([]), "all or nothing");
 }

@@ -12,6 +12,7 @@ pub use reference::{Reference, is_reference};
 
 mod decode;
 pub(crate) mod fault;
+mod locate;
 mod reference;
 mod schema;
 mod suggest;
