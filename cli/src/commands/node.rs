@@ -35,15 +35,17 @@ fn table(nodes: &[NodeStatus]) -> String {
         "ADDRESSES",
     ]);
     for node in nodes {
+        // What a node that is not active said last is no longer so.
+        let active = node.state == "active";
         table.row([
             node.name.clone(),
             state(node),
             if node.lease_left_ms == 0 { String::new() } else { milliseconds(node.lease_left_ms) },
             node.heartbeat_age_ms.map_or(String::new(), |age| format!("{} ago", milliseconds(age))),
-            if node.firewall_applied { "applied".into() } else { String::new() },
-            if node.proxy_ready { "ready".into() } else { String::new() },
-            node.flows.to_string(),
-            node.workloads_ready.len().to_string(),
+            if active && node.firewall_applied { "applied".into() } else { String::new() },
+            if active && node.proxy_ready { "ready".into() } else { String::new() },
+            if active { node.flows.to_string() } else { String::new() },
+            if active { node.workloads_ready.len().to_string() } else { String::new() },
             node.addresses.join(", "),
         ]);
     }
@@ -177,16 +179,12 @@ pub(super) mod tests {
             reason: "the lease ran out".into(),
             lease_left_ms: 0,
             heartbeat_age_ms: Some(95_000),
-            firewall_applied: false,
-            proxy_ready: false,
-            flows: 0,
-            workloads_ready: Vec::new(),
             ..healthy("b")
         };
         let expected = "\
 NAME   STATE                      LEASE LEFT   HEARTBEAT      FIREWALL   PROXY   FLOWS   WORKLOADS   ADDRESSES
 a      active                     2.8 s        0.2 s ago      applied    ready   12      1           10.88.0.11, fd88::11
-b      lost (the lease ran out)   -            1 m 35 s ago   -          -       0       0           10.88.0.11, fd88::11
+b      lost (the lease ran out)   -            1 m 35 s ago   -          -       -       -           10.88.0.11, fd88::11
 ";
         assert_eq!(table(&[healthy("a"), lost]), expected);
     }

@@ -84,8 +84,8 @@ fn clock(controller: &str, [before, after]: [OffsetDateTime; 2]) -> Check {
             "its answer is wrong: look at its log",
         );
     };
-    // Half a second: the controller may print whole seconds.
-    let skew = (before - controller).max(controller - after) - Duration::milliseconds(500);
+    // The controller prints whole seconds, rounded down.
+    let skew = (before - controller - Duration::SECOND).max(controller - after);
     let skew = skew.max(Duration::ZERO);
     let detail = format!("{} apart", duration(StdDuration::try_from(skew).unwrap_or_default()));
     Check::require(name, skew <= MAX_SKEW, detail, "set the clock of this machine or the controller's (NTP)")
