@@ -11,7 +11,7 @@ use opencluster_identity::key::PrivateKey;
 use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::trust::Trust;
 use opencluster_identity::{CertificateDer, SpiffeId, UnixTime};
-use opencluster_policy::lease::{NodeAction, NodeEvent, NodeLease, NodeState, Reason};
+use opencluster_policy::lease::{NodeAction, NodeEvent, NodeLease, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -24,8 +24,7 @@ use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{self, Firewall};
 use crate::heartbeat::message::{self, Report};
 use crate::heartbeat::{Session, SessionEvent};
-use crate::supervise::listeners::{self, Announced};
-use crate::supervise::{ProxyEvent, Supervisor};
+use crate::supervise::Supervisor;
 
 /// What a severed proxy gets to reset its flows and forget its keys before it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -71,7 +70,7 @@ impl Core {
     pub(super) fn due(&self) -> Instant {
         let now = Instant::now();
         if self.severed.is_some() {
-            return self.kill_proxy_at.unwrap_or(now + Duration::from_secs(3600));
+            return self.kill_proxy_at.unwrap_or(now + Duration::from_hours(1));
         }
         let lease = now + Duration::from_nanos(self.lease.next_tick().saturating_sub(clock::boottime()));
         [self.supervisor.restart_at(), self.firewall_retry, Some(self.rotate_at)]
@@ -145,7 +144,7 @@ impl Core {
     async fn renew(&mut self, deadline: u64) {
         match self.firewall.renew(deadline).await {
             Ok(()) => {
-                self.tell_proxy(to_proxy::Message::Lease(local::Lease { deadline_boottime_ns: deadline }), vec![])
+                self.tell_proxy(to_proxy::Message::Lease(local::Lease { deadline_boottime_ns: deadline }), vec![]);
             }
             Err(error) => {
                 tracing::error!(%error, "the lease could not be renewed in the kernel: it closes when the old one ends");
@@ -206,10 +205,13 @@ impl Core {
 
     async fn controller_message(&mut self, message: ControllerMessage) {
         match message.message {
-            Some(controller_message::Message::Grant(grant)) => match message::grant(&grant) {
-                Some(grant) => self.step(NodeEvent::Grant(grant, clock::now())).await,
-                None => tracing::warn!("controller: a grant that cannot be read was ignored"),
-            },
+            Some(controller_message::Message::Grant(grant)) => {
+                if let Some(grant) = message::grant(&grant) {
+                    self.step(NodeEvent::Grant(grant, clock::now())).await;
+                } else {
+                    tracing::warn!("controller: a grant that cannot be read was ignored");
+                }
+            }
             Some(controller_message::Message::Config(update)) => self.update(update).await,
             Some(controller_message::Message::Certificate(certificate)) => self.certificate(certificate),
             Some(controller_message::Message::Revocations(set)) => self.revoke(set),
@@ -218,7 +220,7 @@ impl Core {
             }
             Some(controller_message::Message::TrustBundle(bundle)) => self.trust_bundle(bundle),
             None => {
-                tracing::warn!("controller: a message of an unknown kind was ignored (is it newer than this node?)")
+                tracing::warn!("controller: a message of an unknown kind was ignored (is it newer than this node?)");
             }
         }
     }
@@ -376,140 +378,8 @@ impl Core {
         }
     }
 
-    pub(super) fn proxy_event(&mut self, event: ProxyEvent) {
-        match event {
-            ProxyEvent::Request(generation, request) => self.proxy_request(generation, request),
-            ProxyEvent::Status(generation, status) if generation == self.supervisor.generation() => {
-                self.proxy = Some(status);
-                self.acknowledge();
-            }
-            ProxyEvent::Status(..) => {}
-            ProxyEvent::Exited(generation, how) => {
-                if !self.supervisor.exited(generation) {
-                    return;
-                }
-                self.proxy = None;
-                self.requests.forget_proxy();
-                if self.severed.is_some() {
-                    self.supervisor.retire();
-                    return;
-                }
-                tracing::error!(how, "the proxy ended; nothing passes until it is back");
-                self.report("proxy.exited", &how);
-                self.acknowledge();
-            }
-        }
-    }
-
-    fn proxy_request(&mut self, generation: u64, request: control::CertificateRequest) {
-        if generation != self.supervisor.generation() || self.severed.is_some() {
-            return;
-        }
-        let request_id = request.request_id;
-        let ours = self.resources.identities().iter().any(|id| id.as_str() == request.spiffe_id);
-        let refusal = if ours {
-            match self.requests.add(request, Origin::Proxy { generation, request_id }) {
-                Some(request) => {
-                    self.send(node_message::Message::CertificateRequest(request));
-                    return;
-                }
-                None => "too many requests are open".to_owned(),
-            }
-        } else {
-            format!("{} does not belong on this node", request.spiffe_id)
-        };
-        tracing::warn!(refusal, "proxy: certificate request");
-        let answer = control::Certificate { request_id, chain_der: Vec::new(), refusal };
-        self.tell_proxy(to_proxy::Message::Certificate(answer), vec![]);
-    }
-
-    /// Starts a proxy and brings it to the current state. Without the node's own resource there is nothing to start.
-    fn start_proxy(&mut self) {
-        let Some((addresses, tunnel_port)) = self.resources.endpoint() else { return };
-        let addresses = addresses.to_vec();
-        self.captures.proxy_replaced();
-        if let Err(error) = self.supervisor.start() {
-            tracing::error!(%error, "the proxy could not be started; trying again");
-            self.report("proxy.failed", &error.to_string());
-            return;
-        }
-        let workers = self.config.workers();
-        self.tell_proxy(
-            to_proxy::Message::Setup(local::Setup {
-                trust_domain: self.trust.domain().to_string(),
-                node: self.config.node.clone(),
-                addresses: addresses.iter().map(ToString::to_string).collect(),
-                tunnel_port: u32::from(tunnel_port),
-                workers,
-            }),
-            vec![],
-        );
-        self.tell_proxy(to_proxy::Message::TrustBundle(self.bundle.clone()), vec![]);
-        if let Some(set) = self.revocations.clone() {
-            self.tell_proxy(to_proxy::Message::Revocations(set), vec![]);
-        }
-        if let Some(snapshot) = self.resources.snapshot() {
-            self.tell_proxy(to_proxy::Message::Config(snapshot), vec![]);
-        }
-        self.tell_proxy(self.identities(), vec![]);
-        if let NodeState::Active { deadline } = *self.lease.state() {
-            self.tell_proxy(to_proxy::Message::Lease(local::Lease { deadline_boottime_ns: deadline }), vec![]);
-        }
-        match listeners::admin(&self.config.run_dir.join("proxy.sock")) {
-            Ok(announced) => self.announce(announced),
-            Err(error) => self.listen_failed(&error),
-        }
-        match listeners::tunnels(&addresses, tunnel_port, workers) {
-            Ok(all) => all.into_iter().for_each(|announced| self.announce(announced)),
-            Err(error) => self.listen_failed(&error),
-        }
-        let workloads: Vec<Workload> = self.captures.assigned().keys().cloned().collect();
-        for workload in &workloads {
-            self.announce_capture(workload);
-        }
-    }
-
-    fn announce_capture(&mut self, workload: &Workload) {
-        let Some(port) = self.captures.assigned().get(workload).map(|capture| capture.port) else { return };
-        if !self.supervisor.is_running() {
-            return;
-        }
-        match listeners::capture(&workload.namespace, &workload.name, port, self.config.workers()) {
-            Ok(announced) => self.announce(announced),
-            Err(error) => self.listen_failed(&error),
-        }
-    }
-
-    fn announce(&mut self, (listener, descriptors): Announced) {
-        self.tell_proxy(to_proxy::Message::Listener(listener), descriptors);
-    }
-
-    fn listen_failed(&mut self, error: &listeners::ListenError) {
-        tracing::error!(%error, "a listener of the proxy could not be made");
-        self.report("proxy.listener", &error.to_string());
-    }
-
-    fn identities(&self) -> to_proxy::Message {
-        let spiffe_ids = self.resources.identities().iter().map(ToString::to_string).collect();
-        to_proxy::Message::Identities(local::Identities { spiffe_ids })
-    }
-
-    fn tell_proxy(&mut self, message: to_proxy::Message, descriptors: Vec<std::os::fd::OwnedFd>) {
-        if let Err(error) = self.supervisor.send(message, descriptors) {
-            tracing::error!(%error, "the proxy could not be killed");
-            self.report("proxy.unkillable", &error.to_string());
-        }
-    }
-
-    pub(super) fn kill_proxy(&mut self) {
-        if let Err(error) = self.supervisor.kill() {
-            tracing::error!(%error, "the proxy could not be killed");
-            self.report("proxy.unkillable", &error.to_string());
-        }
-    }
-
     /// What is in force. A proxy that does not run carries nothing, and begins with what the daemon has.
-    fn applied_versions(&self) -> (u64, u64) {
+    pub(super) fn applied_versions(&self) -> (u64, u64) {
         let own = (
             self.resources.version().unwrap_or(0),
             self.revocations.as_ref().map_or(0, |revocations| revocations.version),
@@ -521,7 +391,7 @@ impl Core {
         }
     }
 
-    fn acknowledge(&mut self) {
+    pub(super) fn acknowledge(&mut self) {
         let applied = self.applied_versions();
         if applied == self.acknowledged || applied == (0, 0) {
             return;
@@ -554,7 +424,7 @@ impl Core {
     }
 
     /// To the controller, if there is one. Heartbeats and requests are sent again by their owners when there is not.
-    fn send(&mut self, message: node_message::Message) {
+    pub(super) fn send(&mut self, message: node_message::Message) {
         let Some((address, sender)) = &self.controller else { return };
         if let Err(error) = sender.try_send(NodeMessage { message: Some(message) }) {
             tracing::warn!(%address, %error, "controller: cannot send");
@@ -585,12 +455,9 @@ pub(super) fn describe(reason: &Reason) -> String {
     }
 }
 
-/// The seam for tests and status: what a workload's name resolves to.
-pub(super) type Names = BTreeMap<Workload, bool>;
-
 impl Core {
     /// Every workload of this node, and whether it can run now.
-    pub(super) fn names(&self) -> Names {
+    pub(super) fn names(&self) -> BTreeMap<Workload, bool> {
         self.captures.assigned().keys().map(|workload| (workload.clone(), self.identity_ready(workload))).collect()
     }
 

@@ -2,6 +2,8 @@
 
 mod captures;
 mod core;
+mod proxy;
+mod queries;
 mod requests;
 mod resources;
 
@@ -13,15 +15,16 @@ use opencluster_identity::UnixTime;
 use opencluster_identity::svid::SvidStore;
 use opencluster_identity::tls::{self, ExpectedPeer, TlsError};
 use opencluster_identity::trust::Trust;
-use opencluster_policy::lease::{NodeLease, NodeState};
+use opencluster_policy::lease::NodeLease;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use self::captures::Captures;
-use self::core::{Core, describe};
+use self::core::Core;
+use self::queries::answer_before_enrolment;
 use self::requests::Requests;
-use self::resources::{Resources, Workload};
+use self::resources::Resources;
 use crate::cgroup::{self, CgroupError, Tree};
 use crate::clock;
 use crate::config::Config;
@@ -30,10 +33,9 @@ use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{Firewall, FirewallError};
 use crate::heartbeat::{Session, SessionEvent};
 use crate::safety::{self, SafetyError};
-use crate::status::{ProxyStatus, Status, WorkloadStatus};
 use crate::supervise::{Settings, Supervisor};
 use crate::transport;
-use crate::workload::server::{self, Admission, Query, ServerError};
+use crate::workload::server::{self, ServerError};
 
 /// Events of each kind that may wait.
 const QUEUE: usize = 1024;
@@ -229,122 +231,7 @@ impl Stop {
     }
 }
 
-fn answer_before_enrolment(query: Query, config: &Config) {
-    // Who asked may have gone away.
-    match query {
-        Query::Admit { answer, .. } => {
-            drop(answer.send(Admission::NotYet("this node has not enrolled yet: see the daemon's log".to_owned())));
-        }
-        Query::Status(answer) => {
-            let status = Status {
-                node: config.node.clone(),
-                state: "enrolling".to_owned(),
-                reason: Some("no controller has granted it yet: see the daemon's log".to_owned()),
-                firewall_applied: true,
-                ..Status::default()
-            };
-            drop(answer.send(Box::new(status)));
-        }
-    }
-}
-
 impl Core {
-    fn query(&mut self, query: Query) {
-        // Who asked may have gone away.
-        match query {
-            Query::Admit { namespace, workload, process, answer } => {
-                drop(answer.send(self.admit(Workload { namespace, name: workload }, process)));
-            }
-            Query::Status(answer) => drop(answer.send(Box::new(self.status()))),
-        }
-    }
-
-    fn admit(&mut self, workload: Workload, process: u32) -> Admission {
-        if let Some(reason) = &self.severed {
-            return Admission::Refused(format!("this node is severed: {}", describe(reason)));
-        }
-        let names = self.names();
-        match names.get(&workload) {
-            None if self.resources.version().is_none() => {
-                Admission::NotYet("this node has no configuration yet".to_owned())
-            }
-            None => {
-                let existing: Vec<String> = names.keys().map(ToString::to_string).collect();
-                let existing = if existing.is_empty() { "none".to_owned() } else { existing.join(", ") };
-                Admission::Refused(format!(
-                    "no workload {workload} belongs on node {}: there are {existing}. Apply a Workload resource whose \
-                     spec.nodes names this node",
-                    self.config.node
-                ))
-            }
-            Some(false) => {
-                let waiting = self.proxy.as_ref().map_or("the proxy to start", |proxy| proxy.waiting_for.as_str());
-                Admission::NotYet(format!(
-                    "the proxy does not hold the identity of {workload} yet (waiting for {waiting})"
-                ))
-            }
-            Some(true) if !self.firewall_applied => Admission::NotYet("the packet filter is not in force".to_owned()),
-            Some(true) => {
-                let cgroup = self.captures.path(&workload);
-                match cgroup::enter(&cgroup, process) {
-                    Ok(()) => Admission::Admitted,
-                    Err(error) => Admission::Refused(error.to_string()),
-                }
-            }
-        }
-    }
-
-    fn status(&self) -> Status {
-        let (state, reason) = match (&self.severed, self.lease.state()) {
-            (Some(reason), _) | (None, NodeState::Severed(reason)) => ("severed", Some(describe(reason))),
-            (None, NodeState::Enrolling) => ("enrolling", Some("waiting for the first lease".to_owned())),
-            (None, NodeState::Active { .. }) => ("active", None),
-        };
-        let deadline = match self.lease.state() {
-            NodeState::Active { deadline } if self.severed.is_none() => *deadline,
-            _ => 0,
-        };
-        let expires = self.svid().map(|svid| svid.not_after().as_secs().saturating_sub(UnixTime::now().as_secs()));
-        Status {
-            node: self.config.node.clone(),
-            spiffe_id: Some(self.id.to_string()),
-            state: state.to_owned(),
-            reason,
-            lease_remaining_ms: deadline.saturating_sub(clock::boottime()) / 1_000_000,
-            controller: self.controller.as_ref().map(|(address, _)| address.to_string()),
-            firewall_applied: self.firewall_applied,
-            firewall_repairs: self.firewall_repairs,
-            config_version: self.resources.version(),
-            revocation_version: self.revocations.as_ref().map(|set| set.version),
-            certificate_expires_in_s: expires,
-            proxy: self.proxy_status(),
-            workloads: self
-                .captures
-                .assigned()
-                .iter()
-                .map(|(workload, capture)| WorkloadStatus {
-                    namespace: workload.namespace.clone(),
-                    name: workload.name.clone(),
-                    capture_port: capture.port,
-                    identity_ready: self.identity_ready(workload),
-                })
-                .collect(),
-        }
-    }
-
-    fn proxy_status(&self) -> ProxyStatus {
-        let told = self.proxy.clone().unwrap_or_default();
-        ProxyStatus {
-            running: self.supervisor.is_running(),
-            ready: told.ready,
-            waiting_for: (!told.waiting_for.is_empty()).then_some(told.waiting_for),
-            restarts: self.supervisor.restarts(),
-            flows: told.flows,
-            config_version: told.config_version,
-            sandbox: told.sandbox,
-        }
-    }
-
     /// An orderly end: what is in force is 'nothing'.
     async fn stop(&mut self) {
         self.session = None;

@@ -312,7 +312,7 @@ fn lease() -> Part {
 }
 
 fn rule<const N: usize>(comment: &str, parts: [Part; N]) -> Rule {
-    Rule { comment: comment.to_owned(), expressions: parts.concat() }
+    Rule { comment: comment.to_owned(), expressions: parts.into_iter().flatten().collect() }
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ fn what_goes_to_the_wire_is_marked_and_what_stays_is_not() {
     let output = ruleset.tables[0].chains.iter().find(|chain| chain.name == "output").expect("output");
     let mark = words::set_mark(0xdead_beef);
     let mut wire = false;
-    for rule in output.rules.iter() {
+    for rule in &output.rules {
         wire |= rule.comment == "invalid";
         if accepts(rule) {
             assert_eq!(holds(rule, &mark), wire, "{rule:?}");

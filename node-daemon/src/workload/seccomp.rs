@@ -125,6 +125,7 @@ fn filter(
 /// lists interfaces by it). Not AF_PACKET and AF_XDP (around the hooks), AF_VSOCK (to the hypervisor), AF_BLUETOOTH,
 /// AF_ALG, AF_KEY, AF_RDS, AF_TIPC, AF_SMC (TCP in disguise) or whatever comes next.
 fn sockets() -> Result<Vec<SeccompRule>, SeccompError> {
+    const SOCK_PACKET: i32 = 10;
     let family = |operation, family: i32| condition(0, operation, family);
     let known = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
     let unknown = known.into_iter().map(|known| family(SeccompCmpOp::Ne, known)).collect::<Result<_, _>>()?;
@@ -136,7 +137,6 @@ fn sockets() -> Result<Vec<SeccompRule>, SeccompError> {
         ])?,
     ];
     // Raw packets, also under the name that packet sockets had in Linux 2.0.
-    const SOCK_PACKET: i32 = 10;
     for kind in [libc::SOCK_RAW, SOCK_PACKET] {
         for internet in [libc::AF_INET, libc::AF_INET6] {
             const KIND: u64 = 0xf;

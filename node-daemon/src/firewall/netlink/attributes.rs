@@ -29,7 +29,7 @@ impl Attributes {
         self.bytes(kind, &terminated)
     }
 
-    pub(crate) fn nested(self, kind: u16, inner: Self) -> Self {
+    pub(crate) fn nested(self, kind: u16, inner: &Self) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
 
@@ -39,7 +39,7 @@ impl Attributes {
 
     fn push(&mut self, kind: u16, value: &[u8]) {
         // A longer value cannot be announced. The largest that we make is a rule's expression list of a few hundred bytes.
-        debug_assert!(value.len() + HEADER <= usize::from(u16::MAX), "an attribute of {} bytes", value.len());
+        debug_assert!(u16::try_from(value.len() + HEADER).is_ok(), "an attribute of {} bytes", value.len());
         let length = (value.len() + HEADER) as u16;
         self.0.extend_from_slice(&length.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back_padded_to_four_bytes() {
         let bytes =
-            Attributes::default().text(1, "ab").u32(2, 7).nested(3, Attributes::default().u64(4, 9)).into_bytes();
+            Attributes::default().text(1, "ab").u32(2, 7).nested(3, &Attributes::default().u64(4, 9)).into_bytes();
         assert_eq!(bytes.len() % 4, 0);
         let read: Vec<_> = iterate(&bytes).collect();
         assert_eq!(read[0], (1, &b"ab\0"[..]));

@@ -26,11 +26,11 @@ pub(super) mod kind {
     pub(crate) const NEW_RULE: u16 = NFTABLES | 6;
     pub(crate) const GET_RULE: u16 = NFTABLES | 7;
     pub(crate) const NEW_SET: u16 = NFTABLES | 9;
-    pub(crate) const GET_SET: u16 = NFTABLES | 10;
-    pub(crate) const NEW_ELEMENT: u16 = NFTABLES | 12;
-    pub(crate) const NEW_GENERATION: u16 = NFTABLES | 15;
+    pub(crate) const GET_SET: u16 = NFTABLES | 0xa;
+    pub(crate) const NEW_ELEMENT: u16 = NFTABLES | 0xc;
+    pub(crate) const NEW_GENERATION: u16 = NFTABLES | 0xf;
     /// Unlike delete, it is content if the element is gone already.
-    pub(crate) const DESTROY_ELEMENT: u16 = NFTABLES | 30;
+    pub(crate) const DESTROY_ELEMENT: u16 = NFTABLES | 0x1e;
 }
 
 /// Nobody else may change the table while we live, and it stays when we are gone (closed: nobody renews the lease).
@@ -123,13 +123,13 @@ impl Batch {
     fn lease_elements(&mut self, kind: u16, milliseconds: Option<u64>) {
         let mut elements = Attributes::default();
         for key in LEASE_KEYS {
-            let mut element = Attributes::default().nested(1, Attributes::default().bytes(1, &[key]));
+            let mut element = Attributes::default().nested(1, &Attributes::default().bytes(1, &[key]));
             if let Some(milliseconds) = milliseconds {
                 element = element.u64(4, milliseconds);
             }
-            elements = elements.nested(ATTRIBUTE_LIST_ELEMENT, element);
+            elements = elements.nested(ATTRIBUTE_LIST_ELEMENT, &element);
         }
-        let payload = Attributes::default().text(1, TABLE).text(2, LEASE_SET).nested(3, elements);
+        let payload = Attributes::default().text(1, TABLE).text(2, LEASE_SET).nested(3, &elements);
         let flags = if kind == kind::NEW_ELEMENT { flag::CREATE } else { 0 };
         self.push(kind, flags, TableFamily::Inet, payload, "the lease".to_owned());
     }
@@ -148,7 +148,7 @@ fn encode_chain(chain: &Chain) -> Attributes {
     Attributes::default()
         .text(1, TABLE)
         .text(3, &chain.name)
-        .nested(4, hook)
+        .nested(4, &hook)
         .u32(5, u32::from(chain.accept_by_default))
         .text(7, chain.kind)
 }
@@ -157,13 +157,13 @@ fn encode_rule(chain: &Chain, rule: &Rule) -> Attributes {
     let mut expressions = Attributes::default();
     for expression in &rule.expressions {
         let (name, data) = encode_expression(expression);
-        let encoded = Attributes::default().text(1, name).nested(2, data);
-        expressions = expressions.nested(ATTRIBUTE_LIST_ELEMENT, encoded);
+        let encoded = Attributes::default().text(1, name).nested(2, &data);
+        expressions = expressions.nested(ATTRIBUTE_LIST_ELEMENT, &encoded);
     }
     Attributes::default()
         .text(1, TABLE)
         .text(2, &chain.name)
-        .nested(4, expressions)
+        .nested(4, &expressions)
         .bytes(7, &encode_comment(&rule.comment))
 }
 
@@ -199,19 +199,19 @@ fn encode_expression(expression: &Expression) -> (&'static str, Attributes) {
                 .u32(1, REGISTER)
                 .u32(2, REGISTER)
                 .u32(3, mask.len() as u32)
-                .nested(4, value(mask))
-                .nested(5, value(&vec![0; mask.len()])),
+                .nested(4, &value(mask))
+                .nested(5, &value(&vec![0; mask.len()])),
         ),
         Expression::Compare(comparison, data) => {
-            ("cmp", empty().u32(1, REGISTER).u32(2, *comparison as u32).nested(3, value(data)))
+            ("cmp", empty().u32(1, REGISTER).u32(2, *comparison as u32).nested(3, &value(data)))
         }
-        Expression::Constant(data) => ("immediate", empty().u32(1, REGISTER).nested(2, value(data))),
+        Expression::Constant(data) => ("immediate", empty().u32(1, REGISTER).nested(2, &value(data))),
         Expression::Lookup { set } => ("lookup", empty().text(1, set).u32(2, REGISTER)),
         Expression::Redirect => ("redir", empty().u32(1, REGISTER)),
         Expression::Verdict(verdict) => {
             const VERDICT_REGISTER: u32 = 0;
             let code = empty().u32(1, *verdict as u32);
-            ("immediate", empty().u32(1, VERDICT_REGISTER).nested(2, empty().nested(2, code)))
+            ("immediate", empty().u32(1, VERDICT_REGISTER).nested(2, &empty().nested(2, &code)))
         }
     }
 }

@@ -61,7 +61,7 @@ fn process(attributes: &[u8]) -> String {
     for (kind, value) in iterate(attributes) {
         match kind {
             PROCESS => id = value.first_chunk().map(|value| u32::from_be_bytes(*value)),
-            NAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            NAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut name),
             _ => {}
         }
     }
