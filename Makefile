@@ -15,7 +15,7 @@ DESTDIR ?=
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
 RELEASE  := $(TARGET)/release
 PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-proxy
-UNITS    := opencluster-controller.service opencluster-node.service
+UNITS    := opencluster-controller.service opencluster-node.service opencluster-node-block.service
 
 .DEFAULT_GOAL := build
 .PHONY: build test demo bench bench-quick lint clean install
