@@ -55,6 +55,10 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -d -m 0700 $(DESTDIR)/etc/opencluster
 	install -m 0755 $(addprefix $(RELEASE)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	$(RELEASE)/opencluster completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/opencluster
+	$(RELEASE)/opencluster completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_opencluster
+	$(RELEASE)/opencluster completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/opencluster.fish
 	for unit in $(UNITS); do \
 	    sed 's|@BIN@|$(PREFIX)/bin|g' packaging/systemd/$$unit.in \
 	        >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
