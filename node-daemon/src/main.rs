@@ -17,6 +17,7 @@ mod config;
 mod daemon;
 mod enrol;
 mod firewall;
+mod flows;
 mod heartbeat;
 mod safety;
 mod status;

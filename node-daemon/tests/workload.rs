@@ -92,9 +92,9 @@ fn a_refusal_is_shown_and_the_command_is_not_run() {
 
 #[test]
 fn r30_a_workload_has_only_harmless_capabilities_and_can_get_no_more() {
-    let status = Daemon::admitting().output("cat /proc/self/status");
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE IPC_LOCK SYS_CHROOT SYS_NICE SYS_RESOURCE
     const KEPT: u64 = 0b1_1000_0100_0100_0100_1111_1011;
+    let status = Daemon::admitting().output("cat /proc/self/status");
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
         assert_eq!(field(&status, set) & !KEPT, 0, "{set}");
     }

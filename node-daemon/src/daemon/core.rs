@@ -22,6 +22,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{self, Firewall};
+use crate::flows;
 use crate::heartbeat::message::{self, Report};
 use crate::heartbeat::{Session, SessionEvent};
 use crate::supervise::Supervisor;
@@ -169,6 +170,10 @@ impl Core {
         let verdict = control::Sever { reason: describe(&reason) };
         self.tell_proxy(to_proxy::Message::Sever(verdict), vec![]);
         self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
+        match flows::reset_all() {
+            Ok(count) => tracing::info!(count, "connections were reset"),
+            Err(error) => tracing::error!(%error, "connections could not be reset: they see nothing but silence"),
+        }
         self.svids.clear();
         self.requests.clear();
         self.session = None;

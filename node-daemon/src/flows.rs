@@ -1,0 +1,160 @@
+//! Ending what is still connected when the node is severed: applications get an error at once instead of waiting for
+//! packets that never come. (That nothing passes is the packet filter's doing; this is a courtesy on top of it.)
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+const HEADER: usize = 16;
+/// `inet_diag_sockid`: ports, addresses, interface, cookie.
+const SOCKET_ID: usize = 48;
+/// Where it stands in `inet_diag_msg` and, one state mask later, in `inet_diag_req_v2`.
+const ID_IN_ANSWER: usize = 4;
+
+const BY_FAMILY: u16 = 20;
+const DESTROY: u16 = 21;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+const DUMP: u16 = 0x300;
+
+/// Destroys every TCP connection of this network namespace that is not between loopback addresses. Returns how many.
+pub(crate) fn reset_all() -> io::Result<usize> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(SOCK_DIAG))?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+    let mut destroyed = 0;
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let family = family.as_raw() as u8;
+        for id in connections(&socket, family)? {
+            if destroy(&socket, family, &id)? {
+                destroyed += 1;
+            }
+        }
+    }
+    Ok(destroyed)
+}
+
+fn connections(socket: &OwnedFd, family: u8) -> io::Result<Vec<[u8; SOCKET_ID]>> {
+    /// All states but LISTEN, TIME_WAIT and CLOSE.
+    const STATES: u32 = 0xfff & !(1 << 10) & !(1 << 6) & !(1 << 7);
+    send(socket, BY_FAMILY, REQUEST | DUMP, family, STATES, &[0; SOCKET_ID])?;
+    let mut found = Vec::new();
+    loop {
+        let datagram = receive(socket)?;
+        let mut rest = datagram.as_slice();
+        while let Some((kind, payload, next)) = split(rest) {
+            rest = next;
+            match kind {
+                DONE => return Ok(found),
+                ERROR => return Err(error_of(payload)),
+                _ => {
+                    let id = payload.get(ID_IN_ANSWER..).and_then(<[u8]>::first_chunk::<SOCKET_ID>);
+                    found.extend(id.filter(|id| !between_loopback_addresses(family, id)));
+                }
+            }
+        }
+    }
+}
+
+/// `false`: it ended by itself in the meantime.
+fn destroy(socket: &OwnedFd, family: u8, id: &[u8; SOCKET_ID]) -> io::Result<bool> {
+    send(socket, DESTROY, REQUEST | ACK, family, u32::MAX, id)?;
+    let datagram = receive(socket)?;
+    let Some((ERROR, payload, _)) = split(&datagram) else { return Err(io::ErrorKind::InvalidData.into()) };
+    let error = error_of(payload);
+    match error.raw_os_error() {
+        Some(0) => Ok(true),
+        Some(code) if code == rustix::io::Errno::NOENT.raw_os_error() => Ok(false),
+        _ => Err(error),
+    }
+}
+
+fn send(socket: &OwnedFd, kind: u16, flags: u16, family: u8, states: u32, id: &[u8; SOCKET_ID]) -> io::Result<()> {
+    const TCP: u8 = 6;
+    let mut bytes = Vec::with_capacity(HEADER + 8 + SOCKET_ID);
+    bytes.extend_from_slice(&((HEADER + 8 + SOCKET_ID) as u32).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&[family, TCP, 0, 0]);
+    bytes.extend_from_slice(&states.to_ne_bytes());
+    bytes.extend_from_slice(id);
+    rustix::net::sendto(socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    Ok(())
+}
+
+fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let (length, _, sender) = rustix::net::recvfrom(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+        // Any process may send to a netlink socket: only the kernel is believed.
+        if sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == 0) {
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+}
+
+/// Kind and payload of the first message, and what follows it.
+fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(*datagram.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes(*datagram.get(4..)?.first_chunk()?);
+    let payload = datagram.get(HEADER..length)?;
+    Some((kind, payload, datagram.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+fn error_of(payload: &[u8]) -> io::Error {
+    let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+    io::Error::from_raw_os_error(-code)
+}
+
+fn between_loopback_addresses(family: u8, id: &[u8; SOCKET_ID]) -> bool {
+    const SOURCE: usize = 4;
+    const DESTINATION: usize = 20;
+    [SOURCE, DESTINATION].into_iter().all(|at| match id[at..].first_chunk::<16>() {
+        Some(bytes) if family == AddressFamily::INET.as_raw() as u8 => {
+            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).is_loopback()
+        }
+        Some(bytes) => IpAddr::from(Ipv6Addr::from(*bytes)).to_canonical().is_loopback(),
+        None => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn pair(address: SocketAddr) -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(address).expect("listen");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        client.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
+        (client, listener.accept().expect("accept").0)
+    }
+
+    #[test]
+    fn r06_connections_end_but_those_between_loopback_addresses() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+        let script = "ip link set lo up; ip address add 10.9.9.9/32 dev lo; ip address add fd09::9/128 dev lo nodad";
+        assert!(std::process::Command::new("sh").args(["-c", script]).status().expect("sh").success());
+        let [mut four, mut six, mut loopback] =
+            ["10.9.9.9:0", "[fd09::9]:0", "127.0.0.1:0"].map(|address| pair(address.parse().expect("address")));
+        assert_eq!(reset_all().expect("reset"), 2, "one end of each resets the other");
+        for (client, _server) in [&mut four, &mut six] {
+            let error = client.read(&mut [0]).expect_err("ended");
+            let ended = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
+            assert!(ended.contains(&error.kind()), "{error}");
+        }
+        let error = loopback.0.read(&mut [0]).expect_err("nothing to read");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "the positive control");
+        assert_eq!(reset_all().expect("reset"), 0);
+    }
+}
