@@ -26,6 +26,7 @@ use identities::Identities;
 use table::{Source, Table, Verdict};
 use topology::Topology;
 
+mod arena;
 mod compile;
 mod explain;
 mod identities;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::arena::{Arena, ArenaKey, Region, SPREAD};
 use super::{Decision, FastMap, NONE, RuleId};
 use crate::resource::Effect;
 
@@ -60,103 +61,130 @@ pub(super) enum Who {
     Namespace(u32),
 }
 
-impl Who {
-    /// Different for each. (A number has 30 bits: what it stands for takes up more than 4 bytes of memory, of which there
-    /// would have to be 4 GiB.)
-    fn code(self) -> u32 {
-        match self {
-            Self::Anyone => 0,
-            Self::Identity(number) => number << 2 | 1,
-            Self::Group(number) => number << 2 | 2,
-            Self::Namespace(number) => number << 2 | 3,
-        }
+/// [`Who`] in one number. (Those in it have 30 bits: each stands for something that takes up more than 4 bytes of memory, of
+/// which there would have to be 4 GiB.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WhoCode(u32);
+
+impl From<Who> for WhoCode {
+    fn from(who: Who) -> Self {
+        Self(match who {
+            Who::Anyone => 0,
+            Who::Identity(number) => number << 2 | 1,
+            Who::Group(number) => number << 2 | 2,
+            Who::Namespace(number) => number << 2 | 3,
+        })
+    }
+}
+
+impl ArenaKey for WhoCode {
+    /// Anyone's, who has a place of its own.
+    const VACANT: Self = Self(0);
+
+    fn mix(self) -> u64 {
+        u64::from(self.0).wrapping_mul(SPREAD)
     }
 }
 
 /// Rules by scope and source.
-///
-/// Each scope has a small hash table of its own, a part of `slots`: what one decision looks up is close together, and the
-/// memory that most decisions touch stays small.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     scopes: Vec<Scope>,
-    slots: Vec<Slot>,
+    cells: Arena<WhoCode, Cell>,
     /// By [`Cell::ranges`].
-    ranges: Vec<Lengths>,
-    v4: FastMap<V4Range, Verdict>,
-    v6: FastMap<V6Range, Verdict>,
+    ranges: Vec<Ranges>,
+    /// By [`Ranges::v6`].
+    v6_ranges: Vec<V6Ranges>,
+    v4: Arena<V4Range, Verdict>,
+    v6: Arena<V6Range, Verdict>,
 }
 
-/// Where a scope's part of the slots is: 2^`bits` from `start`, open addressing, at most three quarters full.
+/// The rules of one scope. What it has none of is not looked up.
 #[derive(Clone, Copy, Debug)]
 struct Scope {
-    anyone: Cell,
-    start: u32,
-    bits: u8,
+    /// The rules about anyone, whatever the address, and those that ask for one.
+    anyone: Verdict,
+    anyone_at: Ranges,
+    named: Region,
     identities: bool,
     groups: bool,
     namespaces: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    /// `VACANT`, or [`Who::code`].
-    code: u32,
-    cell: Cell,
-}
-
-/// No code: that of anyone, who is not in a slot.
-const VACANT: u32 = 0;
-
-/// The rules of one scope for one kind of source.
+/// The rules of one scope for one source.
 #[derive(Clone, Copy, Debug)]
 struct Cell {
     /// Whatever the address.
     anywhere: Verdict,
-    /// Those that ask for addresses: an index of [`Table::ranges`].
+    /// Those that ask for addresses: an index of [`Table::ranges`], or `NONE`.
     ranges: u32,
 }
 
-impl Cell {
-    const EMPTY: Self = Self { anywhere: Verdict::NONE, ranges: NONE };
+/// The ranges of addresses of one cell, and which prefix lengths occur among them: one bit each.
+#[derive(Clone, Copy, Debug)]
+struct Ranges {
+    v4_lengths: u64,
+    v4: Region,
+    /// An index of [`Table::v6_ranges`], or `NONE`.
+    v6: u32,
 }
 
-/// The prefix lengths that occur among the ranges of one cell, one bit each.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lengths {
-    v4: u64,
-    v6: u128,
-    /// Length 128, for which `v6` has no bit.
-    v6_hosts: bool,
+impl Ranges {
+    const NONE: Self = Self { v4_lengths: 0, v4: Region::EMPTY, v6: NONE };
 }
 
-/// A range of IPv4 addresses in one cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
+struct V6Ranges {
+    lengths: u128,
+    /// Length 128, for which `lengths` has no bit.
+    hosts: bool,
+    region: Region,
+}
+
+/// A range of IPv4 addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct V4Range {
-    cell_and_network: u64,
+    network: u32,
     length: u8,
 }
 
 impl V4Range {
-    fn new(cell: u32, address: u32, length: u8) -> Self {
+    fn new(address: u32, length: u8) -> Self {
         // A shift by all 32 bits is no shift, so length 0 is told apart.
         let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-        Self { cell_and_network: u64::from(cell) << 32 | u64::from(address & mask), length }
+        Self { network: address & mask, length }
     }
 }
 
-/// A range of IPv6 addresses in one cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+impl ArenaKey for V4Range {
+    const VACANT: Self = Self { network: 0, length: u8::MAX };
+
+    fn mix(self) -> u64 {
+        (u64::from(self.network) << 8 | u64::from(self.length)).wrapping_mul(SPREAD)
+    }
+}
+
+/// A range of IPv6 addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct V6Range {
     network: u128,
-    cell: u32,
     length: u8,
 }
 
 impl V6Range {
-    fn new(cell: u32, address: u128, length: u8) -> Self {
+    fn new(address: u128, length: u8) -> Self {
         let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-        Self { network: address & mask, cell, length }
+        Self { network: address & mask, length }
+    }
+}
+
+impl ArenaKey for V6Range {
+    const VACANT: Self = Self { network: 0, length: u8::MAX };
+
+    fn mix(self) -> u64 {
+        let upper = ((self.network >> 64) as u64).wrapping_mul(SPREAD);
+        let lower = (self.network as u64) ^ u64::from(self.length);
+        (upper.rotate_left(32) ^ lower).wrapping_mul(SPREAD)
     }
 }
 
@@ -166,7 +194,7 @@ impl Table {
         let Some(rules) = self.scopes.get(scope as usize) else { return Verdict::NONE };
         let mut verdict = Verdict::NONE;
         if source.member {
-            verdict = self.cell(&rules.anyone, address);
+            verdict = rules.anyone.and(self.longest_match(&rules.anyone_at, address));
         }
         for (has_rules, number, who) in [
             (rules.identities, source.identity, Who::Identity(source.identity)),
@@ -175,7 +203,7 @@ impl Table {
         ] {
             if has_rules
                 && number != NONE
-                && let Some(cell) = self.find(rules, who.code())
+                && let Some(cell) = self.cells.get(rules.named, who.into())
             {
                 verdict = verdict.and(self.cell(cell, address));
             }
@@ -183,41 +211,28 @@ impl Table {
         verdict
     }
 
-    /// The cell with this code in a scope.
-    fn find(&self, rules: &Scope, code: u32) -> Option<&Cell> {
-        let slots = self.slots.get(rules.start as usize..)?.get(..1 << rules.bits)?;
-        // Each table has a vacant slot, where the search ends at the latest.
-        probe(code, rules.bits)
-            .map_while(|at| slots.get(at))
-            .take_while(|slot| slot.code != VACANT)
-            .find(|slot| slot.code == code)
-            .map(|slot| &slot.cell)
-    }
-
     fn cell(&self, cell: &Cell, address: IpAddr) -> Verdict {
         match self.ranges.get(cell.ranges as usize) {
             // Most rules ask for no address.
             None => cell.anywhere,
-            Some(lengths) => cell.anywhere.and(self.longest_match(cell.ranges, lengths, address)),
+            Some(ranges) => cell.anywhere.and(self.longest_match(ranges, address)),
         }
     }
 
     /// What the longest range that holds the address says; it includes what those around it say.
-    fn longest_match(&self, cell: u32, lengths: &Lengths, address: IpAddr) -> Verdict {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => descending(u128::from(lengths.v4))
-                .find_map(|length| self.v4.get(&V4Range::new(cell, v4.to_bits(), length)))
-                .copied(),
-            IpAddr::V6(v6) => lengths
-                .v6_hosts
-                .then(|| self.v6.get(&V6Range::new(cell, v6.to_bits(), 128)))
-                .flatten()
-                .or_else(|| {
-                    descending(lengths.v6).find_map(|length| self.v6.get(&V6Range::new(cell, v6.to_bits(), length)))
-                })
-                .copied(),
-        }
-        .unwrap_or(Verdict::NONE)
+    fn longest_match(&self, ranges: &Ranges, address: IpAddr) -> Verdict {
+        let found = match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                let find = |length| self.v4.get(ranges.v4, V4Range::new(v4.to_bits(), length));
+                descending(u128::from(ranges.v4_lengths)).find_map(find)
+            }
+            IpAddr::V6(v6) => self.v6_ranges.get(ranges.v6 as usize).and_then(|ranges| {
+                let find = |length| self.v6.get(ranges.region, V6Range::new(v6.to_bits(), length));
+                let host = if ranges.hosts { find(128) } else { None };
+                host.or_else(|| descending(ranges.lengths).find_map(find))
+            }),
+        };
+        found.copied().unwrap_or(Verdict::NONE)
     }
 }
 
@@ -277,76 +292,70 @@ impl TableBuilder {
     }
 }
 
-/// Where to look for a code in 2^`bits` slots, in order (Fibonacci hashing; the numbers are ours, nobody can choose them).
-fn probe(code: u32, bits: u8) -> impl Iterator<Item = usize> {
-    let mask = (1_usize << bits) - 1;
-    let first = (u64::from(code).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - u32::from(bits))) as usize;
-    (0..=mask).map(move |step| (first + step) & mask)
-}
-
 impl Table {
     fn add_scope(&mut self, cells: &[(Who, CellBuilder)]) {
-        let named = cells.iter().filter(|(who, _)| *who != Who::Anyone).count();
-        // At least two slots, so that the shift in `probe` is less than 64, and never full.
-        let bits = (named + named / 3 + 2).next_power_of_two().trailing_zeros() as u8;
-        let start = self.slots.len();
-        self.slots.resize(start + (1 << bits), Slot { code: VACANT, cell: Cell::EMPTY });
         let mut scope = Scope {
-            anyone: Cell::EMPTY,
-            start: start as u32,
-            bits,
+            anyone: Verdict::NONE,
+            anyone_at: Ranges::NONE,
+            named: Region::EMPTY,
             identities: false,
             groups: false,
             namespaces: false,
         };
+        let mut named = Vec::with_capacity(cells.len());
         for (who, cell) in cells {
-            let cell = self.lay_out(cell);
+            let anywhere = cell.anywhere.unwrap_or(Verdict::NONE);
             match who {
                 Who::Anyone => {
-                    scope.anyone = cell;
+                    scope.anyone = anywhere;
+                    scope.anyone_at = self.lay_out(&cell.ranges);
                     continue;
                 }
                 Who::Identity(_) => scope.identities = true,
                 Who::Group(_) => scope.groups = true,
                 Who::Namespace(_) => scope.namespaces = true,
             }
-            let slots = &mut self.slots[start..];
-            let vacant = probe(who.code(), bits).find(|at| slots[*at].code == VACANT);
-            if let Some(at) = vacant {
-                slots[at] = Slot { code: who.code(), cell };
+            let mut ranges = NONE;
+            if !cell.ranges.is_empty() {
+                ranges = self.ranges.len() as u32;
+                let laid_out = self.lay_out(&cell.ranges);
+                self.ranges.push(laid_out);
             }
+            named.push((WhoCode::from(*who), Cell { anywhere, ranges }));
         }
+        scope.named = self.cells.add(&named);
         self.scopes.push(scope);
     }
 
-    fn lay_out(&mut self, cell: &CellBuilder) -> Cell {
-        let anywhere = cell.anywhere.unwrap_or(Verdict::NONE);
-        if cell.ranges.is_empty() {
-            return Cell { anywhere, ranges: NONE };
-        }
-        let number = self.ranges.len() as u32;
-        let mut lengths = Lengths::default();
-        for range in cell.ranges.keys() {
+    fn lay_out(&mut self, ranges: &FastMap<IpNet, Verdict>) -> Ranges {
+        let (mut v4_lengths, mut lengths, mut hosts) = (0_u64, 0_u128, false);
+        for range in ranges.keys() {
             match range {
-                IpNet::V4(v4) => lengths.v4 |= 1 << v4.prefix_len(),
-                IpNet::V6(v6) if v6.prefix_len() == 128 => lengths.v6_hosts = true,
-                IpNet::V6(v6) => lengths.v6 |= 1 << v6.prefix_len(),
+                IpNet::V4(v4) => v4_lengths |= 1 << v4.prefix_len(),
+                IpNet::V6(v6) if v6.prefix_len() == 128 => hosts = true,
+                IpNet::V6(v6) => lengths |= 1 << v6.prefix_len(),
             }
         }
-        self.ranges.push(lengths);
-        for range in cell.ranges.keys() {
+        let (mut v4_ranges, mut v6_ranges) = (Vec::new(), Vec::new());
+        for range in ranges.keys() {
             match range {
                 IpNet::V4(v4) => {
-                    let key = V4Range::new(number, v4.network().to_bits(), v4.prefix_len());
-                    self.v4.insert(key, around(*range, u128::from(lengths.v4), &cell.ranges));
+                    let verdict = around(*range, u128::from(v4_lengths), ranges);
+                    v4_ranges.push((V4Range::new(v4.network().to_bits(), v4.prefix_len()), verdict));
                 }
                 IpNet::V6(v6) => {
-                    let key = V6Range::new(number, v6.network().to_bits(), v6.prefix_len());
-                    self.v6.insert(key, around(*range, lengths.v6, &cell.ranges));
+                    let verdict = around(*range, lengths, ranges);
+                    v6_ranges.push((V6Range::new(v6.network().to_bits(), v6.prefix_len()), verdict));
                 }
             }
         }
-        Cell { anywhere, ranges: number }
+        let mut v6 = NONE;
+        if !v6_ranges.is_empty() {
+            v6 = self.v6_ranges.len() as u32;
+            let region = self.v6.add(&v6_ranges);
+            self.v6_ranges.push(V6Ranges { lengths, hosts, region });
+        }
+        Ranges { v4_lengths, v4: self.v4.add(&v4_ranges), v6 }
     }
 }
 
