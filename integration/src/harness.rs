@@ -83,6 +83,7 @@ pub struct Cluster {
     pub operator: Operator,
     /// Where the test may put files; removed with the cluster.
     pub directory: PathBuf,
+    test: String,
     _alone: Option<Alone>,
     _with_others: Option<WithOthers>,
 }
@@ -113,7 +114,14 @@ impl Cluster {
         let rig = Rig::load(&name)?;
         let directory = rig.state.path().join("test");
         fs::create_dir(&directory)?;
-        Ok(Self { operator: rig.operator(), directory, rig, _alone: alone, _with_others: with_others })
+        Ok(Self {
+            operator: rig.operator(),
+            directory,
+            rig,
+            test: test.to_owned(),
+            _alone: alone,
+            _with_others: with_others,
+        })
     }
 
     /// A command that runs as somebody. Give it the program and its arguments.
@@ -159,10 +167,19 @@ impl Cluster {
         Ok(probe.event(Duration::from_mins(3))?.1)
     }
 
-    /// Whether a TCP connection as somebody to `to` carries an echo of a marker.
+    /// Whether a TCP connection as somebody to `to` carries an echo of a marker. A process that its node does not let into
+    /// the workload (exit code 125) reaches nothing.
     pub fn reaches(&self, who: Who, to: &str) -> anyhow::Result<bool> {
-        let arguments = ["send", "tcp", "--times", "1", "--to", to, "--marker", "are-you-there"];
-        match self.probe(who, &arguments)? {
+        let program = self.rig.binaries.path("opencluster-probe")?;
+        let mut command = self.command(who)?;
+        command.arg(program).args(["send", "tcp", "--times", "1", "--to", to, "--marker", "are-you-there"]);
+        let output = command.stdin(Stdio::null()).output()?;
+        if output.status.code() == Some(125) {
+            return Ok(false);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{who:?} to {to}: {said}");
+        match serde_json::from_slice(&output.stdout)? {
             Event::Attempted { connected, answer, .. } => Ok(connected && answer == "are-you-there"),
             event => bail!("{event:?}"),
         }
@@ -217,8 +234,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if thread::panicking() {
-            self.show_logs();
+        if let Err(error) = self.keep_logs() {
+            eprintln!("the logs were not kept: {error:#}");
         }
         let name = self.rig.name().to_owned();
         let down = self
@@ -234,11 +251,20 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Prints the ends of all logs.
-    pub fn show_logs(&self) {
+    /// What a failed test is understood by: the daemons' logs, in target/integration/TEST.
+    fn keep_logs(&self) -> anyhow::Result<()> {
+        let kept = self.rig.binaries.target().join("integration").join(&self.test);
+        fs::create_dir_all(&kept)?;
         for host in &self.rig.record.layout.hosts {
-            eprintln!("--- {} ---\n{}", host.name, self.rig.log_tail(&host.name, 30));
+            for (log, what) in
+                [(self.rig.state.log(&host.name), "log"), (self.rig.state.access_log(&host.name), "access")]
+            {
+                if log.is_file() {
+                    fs::copy(log, kept.join(format!("{}.{what}", host.name)))?;
+                }
+            }
         }
+        Ok(())
     }
 }
 

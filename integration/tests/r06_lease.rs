@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use opencluster_integration::harness::{A_TO_B, Cluster, PATIENCE, Probe, Wanted, Who};
 use opencluster_integration::layout::CONTROLLER;
 use opencluster_integration::poll;
+use opencluster_integration::report::Event;
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -17,7 +18,8 @@ const LEEWAY: Duration = Duration::from_millis(250);
 fn pulses(cluster: &Cluster) -> anyhow::Result<Vec<(&'static str, Probe)>> {
     let mut pulses = Vec::new();
     for to in ["10.88.0.12:9000", "[fd88::12]:9000"] {
-        let mut pulse = cluster.start(Who::Workload("a"), &["pulse", "--to", to, "--patience-ms", "6000"])?;
+        let mut pulse =
+            cluster.start(Who::Workload("a"), &["pulse", "--again", "--to", to, "--patience-ms", "6000"])?;
         pulse.expect_up()?;
         pulses.push((to, pulse));
     }
@@ -31,6 +33,15 @@ fn all_die_within_the_lease(pulses: &mut [(&str, Probe)], loss: Instant) -> anyh
         let lived = last_echo.saturating_duration_since(loss);
         eprintln!("{to}: last echo {} ms after the loss, then {how}", lived.as_millis());
         ensure!(lived <= LEASE + LEEWAY, "{to} still lived {lived:?} after the loss");
+    }
+    Ok(())
+}
+
+/// None of them comes back, although they go on trying: processes of the workload from before the loss.
+fn none_comes_back(pulses: &mut [(&str, Probe)]) -> anyhow::Result<()> {
+    for (to, pulse) in pulses {
+        let told = pulse.told()?;
+        ensure!(!told.iter().any(|event| matches!(event, Event::Up { .. })), "{to} came back: {told:?}");
     }
     Ok(())
 }
@@ -78,6 +89,7 @@ fn r06_controller_loss_cuts_every_flow() -> anyhow::Result<()> {
     ensure!(poll::until_true(PATIENCE, || cluster.operator.status().is_ok()), "the controller did not come back");
     let still_severed = poll::holds_for(LEASE, || state_of(&cluster, "a").starts_with("severed"));
     ensure!(still_severed, "a is {} again", state_of(&cluster, "a"));
+    none_comes_back(&mut pulses)?;
     ensure!(!cluster.reaches(Who::Workload("a"), "10.88.0.12:9000")?, "traffic came back without an enrolment");
     Ok(())
 }
@@ -110,6 +122,7 @@ fn closes_without_its_daemon(test: &str, node: &str, signal: Signal) -> anyhow::
         let severed = poll::until_true(PATIENCE, || state_of(&cluster, node).starts_with("severed"));
         ensure!(severed, "after the pause {node} is {}", state_of(&cluster, node));
         ensure!(!cluster.reaches(Who::Workload("a"), "10.88.0.12:9000")?, "it carries traffic after the pause");
+        none_comes_back(&mut pulses)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use nix::sys::signal::Signal;
 use opencluster_integration::layout::CONTROLLER;
 use opencluster_integration::poll;
+use opencluster_integration::report::Event;
 
 use super::stage::{Stage, said};
 use super::story::Story;
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) fn controller(story: &mut Story, stage: &mut Stage) -> anyhow::Result<()> {
     let mut pulses = Vec::new();
     for to in ["10.88.0.12:9000", "[fd88::12]:9000"] {
-        let mut pulse = stage.probe("a", "till", &["pulse", "--to", to, "--patience-ms", "6000"])?;
+        let mut pulse = stage.probe("a", "till", &["pulse", "--again", "--to", to, "--patience-ms", "6000"])?;
         pulse.expect_up()?;
         pulses.push(pulse);
     }
@@ -52,9 +53,12 @@ pub(crate) fn controller(story: &mut Story, stage: &mut Stage) -> anyhow::Result
         Ok("they say so themselves".to_owned())
     })?;
     story.check("nothing-after", "Nothing goes through any more", || {
-        let mut curl = stage.workload("a", "till", &["curl", "-sS", "-m", "3", "http://10.88.0.12:8080/"])?;
-        match said(&mut curl) {
-            Err(_) => Ok("curl gets no page".to_owned()),
+        for pulse in &mut pulses {
+            let told = pulse.told()?;
+            ensure!(!told.iter().any(|event| matches!(event, Event::Up { .. })), "a flow came back: {told:?}");
+        }
+        match said(&mut stage.workload("a", "till", &["curl", "-sS", "-m", "3", "http://10.88.0.12:8080/"])?) {
+            Err(error) => Ok(format!("those who go on trying get nowhere, and who comes anew: {error}")),
             Ok(page) => Err(anyhow::anyhow!("curl got {page:?}")),
         }
     })
