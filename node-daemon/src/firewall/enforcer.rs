@@ -29,6 +29,7 @@ pub(crate) struct Enforcer {
 struct Applied {
     posture: Posture,
     interfaces: BTreeSet<String>,
+    ruleset: Ruleset,
     /// What the kernel said right after.
     description: Vec<Vec<u8>>,
 }
@@ -57,17 +58,48 @@ impl Enforcer {
         self.netlink.port()
     }
 
-    /// Replaces everything in one batch; the lease goes on in it. After an error, what was in force before still is.
+    /// Puts `posture` in force in one batch; the lease goes on. After an error, what was in force before still is.
     pub(crate) fn apply(&mut self, posture: Posture) -> Result<(), FirewallError> {
         let interfaces = self.interfaces()?;
         let ruleset = Ruleset::new(&posture, self.secret, &interfaces);
+        if self.has_the_chains_of(&ruleset)? {
+            self.netlink.commit(&Batch::exchange_rules(&ruleset))?;
+            self.remember(posture, interfaces, ruleset)
+        } else {
+            self.replace(posture, interfaces, ruleset)
+        }
+    }
+
+    /// Whether what is in force is what was applied, and has these chains.
+    fn has_the_chains_of(&mut self, ruleset: &Ruleset) -> Result<bool, FirewallError> {
+        let found = self.netlink.dump()?;
+        let same = |applied: &Applied| applied.description == found && applied.ruleset.has_the_chains_of(ruleset);
+        Ok(self.applied.as_ref().is_some_and(same))
+    }
+
+    /// Replaces tables, chains, set and rules, whatever is there.
+    fn replace(
+        &mut self,
+        posture: Posture,
+        interfaces: BTreeSet<String>,
+        ruleset: Ruleset,
+    ) -> Result<(), FirewallError> {
         // Closed is closed for good: no lease goes over.
         if posture == Posture::Closed {
             self.lease_deadline = None;
         }
         self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, self.lease_milliseconds()))?;
+        self.remember(posture, interfaces, ruleset)
+    }
+
+    fn remember(
+        &mut self,
+        posture: Posture,
+        interfaces: BTreeSet<String>,
+        ruleset: Ruleset,
+    ) -> Result<(), FirewallError> {
         let description = self.netlink.dump()?;
-        self.applied = Some(Applied { posture, interfaces, description });
+        self.applied = Some(Applied { posture, interfaces, ruleset, description });
         Ok(())
     }
 
@@ -102,7 +134,8 @@ impl Enforcer {
         } else {
             return Ok(None);
         };
-        self.apply(posture)?;
+        let ruleset = Ruleset::new(&posture, self.secret, &present);
+        self.replace(posture, present, ruleset)?;
         Ok(Some(fault))
     }
 

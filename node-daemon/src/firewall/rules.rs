@@ -68,6 +68,15 @@ pub(crate) struct Rule {
 }
 
 impl Ruleset {
+    /// Whether the chains are the same, whatever their rules.
+    pub(crate) fn has_the_chains_of(&self, other: &Self) -> bool {
+        let chains = |ruleset: &Self| -> Vec<Chain> {
+            let chains = ruleset.tables.iter().flat_map(|table| &table.chains);
+            chains.map(|chain| Chain { rules: Vec::new(), ..chain.clone() }).collect()
+        };
+        chains(self) == chains(other)
+    }
+
     /// `secret` is the packet mark that opens the egress chains; `interfaces` are all but loopback.
     pub(crate) fn new(posture: &Posture, secret: u32, interfaces: &BTreeSet<String>) -> Self {
         let inet = match posture {

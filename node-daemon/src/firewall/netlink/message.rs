@@ -25,6 +25,7 @@ pub(super) mod kind {
     pub(crate) const GET_CHAIN: u16 = NFTABLES | 4;
     pub(crate) const NEW_RULE: u16 = NFTABLES | 6;
     pub(crate) const GET_RULE: u16 = NFTABLES | 7;
+    pub(crate) const DELETE_RULE: u16 = NFTABLES | 8;
     pub(crate) const NEW_SET: u16 = NFTABLES | 9;
     pub(crate) const GET_SET: u16 = NFTABLES | 0xa;
     pub(crate) const NEW_ELEMENT: u16 = NFTABLES | 0xc;
@@ -76,6 +77,19 @@ impl Batch {
         batch
     }
 
+    /// Puts `ruleset`'s rules in the place of those in the same chains. No packet meets a chain without its rules, as it
+    /// may while chains are replaced (a new chain hooks in, and drops, before its rules count). The lease is not touched.
+    pub(crate) fn exchange_rules(ruleset: &Ruleset) -> Self {
+        let mut batch = Self::default();
+        for table in &ruleset.tables {
+            // Without a chain it means all rules of the table.
+            let payload = Attributes::default().text(1, TABLE);
+            batch.push(kind::DELETE_RULE, 0, table.family, payload, "the old rules".to_owned());
+            batch.rules(table);
+        }
+        batch
+    }
+
     /// Ends the lease, and begins a new one if it is still to last. Adding an element that is there does *not* refresh
     /// it, hence the destruction first; nobody sees the moment in between.
     pub(crate) fn lease(milliseconds: Option<u64>) -> Self {
@@ -112,6 +126,10 @@ impl Batch {
                 format!("chain {}", chain.name),
             );
         }
+        self.rules(table);
+    }
+
+    fn rules(&mut self, table: &Table) {
         for chain in &table.chains {
             for rule in &chain.rules {
                 let what = format!("rule \"{}\" of chain {}", rule.comment, chain.name);

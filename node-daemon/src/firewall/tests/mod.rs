@@ -5,6 +5,7 @@ mod packets;
 mod repair;
 
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::policy::{FIRST_CAPTURE_PORT, Posture};
@@ -179,6 +180,31 @@ fn a_changed_posture_keeps_the_lease_and_established_connections() {
     assert!(tunnel.echoes());
     pause(500);
     assert!(!tunnel.echoes(), "the lease went over with its remaining time, not with a new one");
+}
+
+#[test]
+fn a_changed_posture_loses_no_packet() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    // Round trips as fast as they go; a lost packet shows as TCP's shortest retransmission timeout of 200 ms.
+    let script = format!(
+        "echo $$ > {}/proxy/cgroup.procs; exec 3<>/dev/tcp/{}/{TUNNEL}; worst=0; for i in $(seq 3000); do \
+         begun=${{EPOCHREALTIME/./}}; echo x >&3; read -r x <&3; took=$((${{EPOCHREALTIME/./}} - begun)); \
+         ((took > worst)) && worst=$took; done; echo $worst",
+        hosts.base.display(),
+        B[0]
+    );
+    let client = Command::new("timeout").args(["60", "bash", "-c", &script]).stdout(Stdio::piped()).spawn();
+    let mut client = client.expect("bash");
+    let mut changes = 0;
+    while client.try_wait().expect("client").is_none() {
+        filter.apply(Posture::Serving(hosts.serving())).expect("apply");
+        changes += 1;
+    }
+    let output = client.wait_with_output().expect("client").stdout;
+    let worst: u64 = String::from_utf8_lossy(&output).trim().parse().expect("all round trips were made");
+    assert!(changes > 20, "only {changes} changes");
+    assert!(worst < 190_000, "a round trip took {worst} µs in {changes} changes");
 }
 
 #[test]
