@@ -14,6 +14,12 @@
 //! - **S4** Of two copies of a node at most one stays active.
 //! - **S5** A healthy node over a network with modest loss is never severed.
 //!
+//! S2 speaks of clocks that run. A node whose clock stood still (a paused guest) may carry on after it was called lost, until
+//! its own lease is over; that is what `TimeStep` and the nonces are for, and why all others refuse whoever was lost.
+//!
+//! Clocks are read as close to the wire as can be, but on the right side of it: *before* a message is sent, *after* it was
+//! received. Reading late or early on that side costs accuracy only; on the wrong side it could make delay look like a pause.
+//!
 //! S5 asks one thing of the transport: within a session messages arrive in order, and opening a session ends the one before.
 //! A straggler from an old session would be a heartbeat with an old nonce, and that is what a restored snapshot looks like.
 
