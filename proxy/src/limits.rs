@@ -13,6 +13,8 @@ pub struct Limits {
     pub tunnels_per_peer: usize,
     /// Inbound TLS handshakes at once: bounds the memory that strangers can claim (32 KiB each).
     pub inbound_handshakes: usize,
+    /// Inbound TLS handshakes at once from one address (IPv6: one /64): a stranger who only connects must not take them all.
+    pub inbound_handshakes_per_address: usize,
     /// Outbound TLS handshakes at once to one destination.
     pub outbound_handshakes: usize,
     /// Flows that may wait for a tunnel to one destination.
@@ -38,6 +40,7 @@ impl Default for Limits {
             tunnels: 65_536,
             tunnels_per_peer: 32_768,
             inbound_handshakes: 256,
+            inbound_handshakes_per_address: 128,
             outbound_handshakes: 16,
             waiting: 8_192,
             idle_tunnels: 1_024,

@@ -1,5 +1,6 @@
 //! Policies: nothing without one, and what they say counts for live traffic.
 
+use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -31,35 +32,40 @@ pub(crate) fn default_deny(story: &mut Story, stage: &Stage) -> anyhow::Result<(
 pub(crate) fn live(story: &mut Story, stage: &Stage) -> anyhow::Result<()> {
     let mut pulse = stage.probe("a", "till", &["pulse", "--again", "--to", "10.88.0.12:9000"])?;
     pulse.expect_up()?;
-    let endless = ["redis-benchmark", "-h", "10.88.0.12", "-t", "set", "-l", "-q", "-c", "4"];
-    let mut benchmark = stage.workload("a", "till", &endless)?;
-    let mut benchmark = benchmark.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let download = ["curl", "-sS", "-o", "/dev/null", "--limit-rate", "2M", "http://10.88.0.12:8080/large"];
+    let mut download = stage.workload("a", "till", &download)?;
+    let mut download = download.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     ensure!(pulse.is_quiet_for(Duration::from_millis(1500))?, "the pulse died by itself");
-    ensure!(benchmark.try_wait()?.is_none(), "redis-benchmark ended by itself");
+    ensure!(download.try_wait()?.is_none(), "the download ended by itself");
 
     story.check("policy-cuts", "Policies deleted: live connections die", || {
         let begun = Instant::now();
-        for policy in ["shop/till-to-meter", "shop/till-to-cache"] {
+        for policy in ["shop/till-to-meter", "shop/till-to-web"] {
             stage.operator.delete("policy", policy)?;
         }
         let (last_echo, how) = pulse.expect_down(PATIENCE)?;
         let cut = last_echo.saturating_duration_since(begun);
         ensure!(cut < Duration::from_secs(1), "the last echo came {} ms later", cut.as_millis());
-        let ended = poll::until(PATIENCE, || benchmark.try_wait().transpose());
-        ensure!(matches!(ended, Some(Ok(status)) if !status.success()), "redis-benchmark goes on: {ended:?}");
-        Ok(format!("last echo {} ms after the command, then {how}; redis-benchmark gave up", cut.as_millis()))
+        let ended = poll::until(PATIENCE, || download.try_wait().transpose());
+        ensure!(matches!(ended, Some(Ok(status)) if !status.success()), "curl goes on loading: {ended:?}");
+        let mut said = String::new();
+        if let Some(mut stderr) = download.stderr.take() {
+            stderr.read_to_string(&mut said)?;
+        }
+        let after = begun.elapsed().as_millis();
+        Ok(format!("last echo {} ms after the command, then {how}; after {after} ms {}", cut.as_millis(), said.trim()))
     })?;
-    if benchmark.try_wait()?.is_none() {
-        benchmark.kill()?;
-        benchmark.wait()?;
+    if download.try_wait()?.is_none() {
+        download.kill()?;
+        download.wait()?;
     }
     story.check("policy-returns", "Policies applied again: traffic is back", || {
         let begun = Instant::now();
         stage.operator.apply(POLICIES)?;
         let back = pulse.expect_up()?.duration_since(begun);
         ensure!(back < Duration::from_secs(1), "it took {} ms", back.as_millis());
-        let pong = || said(&mut stage.workload("a", "till", &["redis-cli", "-h", "10.88.0.12", "PING"])?);
-        ensure!(poll::until_true(PATIENCE, || pong().is_ok_and(|pong| pong.contains("PONG"))), "Redis stays away");
-        Ok(format!("first echo {} ms after the command; Redis answers PONG", back.as_millis()))
+        let page = || said(&mut stage.workload("a", "till", &["curl", "-sf", "-m", "2", "http://10.88.0.12:8080/"])?);
+        ensure!(poll::until_true(PATIENCE, || page().is_ok()), "nginx stays away");
+        Ok(format!("first echo {} ms after the command; nginx answers", back.as_millis()))
     })
 }

@@ -70,7 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    match command {
+    let outcome = match command {
         Command::Echo(options) => runtime.block_on(echo::serve(&options)),
         Command::Flows(options) => runtime.block_on(flows::hold(options)),
         Command::Pulse(options) => runtime.block_on(pulse::beat(&options)),
@@ -82,7 +82,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Rogue(options) => runtime.block_on(rogue::node(&options)),
         Command::Tunnel(options) => runtime.block_on(tunnel::make(&options)),
         Command::Impostor(options) => runtime.block_on(tunnel::impostor(&options)),
-    }
+    };
+    // Without waiting for a thread that still reads standard input.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Prints an event at once: whoever reads it acts upon its time.

@@ -86,7 +86,7 @@ async fn handshake(
 ) -> Result<(Box<Tunnel>, Rc<TunnelInfo>), InboundError> {
     let shared = &worker.shared;
     shared.carry()?;
-    let _slot = worker.handshake_slot().ok_or(InboundError::Limit("TLS handshakes at once"))?;
+    let _slot = worker.handshake_slot(peer.ip()).ok_or(InboundError::Limit("TLS handshakes at once"))?;
     super::tune(&stream)?;
     let established = tokio::time::timeout(shared.limits.handshake_timeout, handshake::accept(&mut stream, config))
         .await
@@ -122,16 +122,14 @@ async fn serve_tunnel(
     loop {
         let open = next_open(&mut tunnel, &held).await?;
         held.phase.set(Phase::Busy);
-        let reusable = Box::pin(serve_flow(worker, &mut tunnel, &info, &counters, peer, open)).await;
-        if !reusable {
-            tunnel.reset();
-            return Ok(());
-        }
+        let after = Box::pin(serve_flow(worker, &mut tunnel, &info, &counters, peer, open)).await;
         held.phase.set(Phase::Idle(Instant::now()));
-        if worker.shared.is_draining() || !info.is_current(wall_clock()) {
-            tunnel.close();
-            return Ok(());
+        match after {
+            After::Broken => tunnel.reset(),
+            After::Reusable if !worker.shared.is_draining() && info.is_current(wall_clock()) => continue,
+            After::Reusable | After::InTheWay => tunnel.close(),
         }
+        return Ok(());
     }
 }
 
@@ -164,7 +162,18 @@ async fn next_open(tunnel: &mut Tunnel, held: &HeldGuard) -> Result<Open, Inboun
     Err(LinkError::from(super::oct::exchange::Violation { kind, direction }).into())
 }
 
-/// One flow from OPEN to its end; whether the tunnel is fit for the next.
+/// What a tunnel is good for when its flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The next flow.
+    Reusable,
+    /// Its descriptor is more useful elsewhere: this process has run out of them, and idle tunnels would keep it so.
+    InTheWay,
+    /// Nothing.
+    Broken,
+}
+
+/// One flow from OPEN to its end.
 async fn serve_flow(
     worker: &Rc<Worker>,
     tunnel: &mut Tunnel,
@@ -172,7 +181,7 @@ async fn serve_flow(
     counters: &PairCounters,
     peer: SocketAddr,
     open: Open,
-) -> bool {
+) -> After {
     let flow = worker.registry.add_flow(Flow::new(
         Side::Inbound,
         open.flow,
@@ -185,7 +194,7 @@ async fn serve_flow(
     let mut exchange = Exchange::new(Role::Acceptor);
     // The exchange is new: OPEN is what it waits for.
     if exchange.received(Kind::Open).is_err() {
-        return false;
+        return After::Broken;
     }
     let (app, refusal) = match admit(worker, &flow, info, peer).await {
         Ok(app) => {
@@ -207,11 +216,16 @@ async fn serve_flow(
     let (sent, received) = flow.take_unreported();
     counters.sent.inc_by(sent);
     counters.received.inc_by(received);
+    let overloaded = refusal.as_ref().is_some_and(|refusal| refusal.code == RefusalCode::Overloaded);
     match refusal {
         Some(refusal) => worker.report(&flow, &Verdict::refused_here(&refusal)),
         None => worker.report(&flow, &Verdict::ended(&ending)),
     }
-    reusable && !matches!(ending, Ending::Broken(_))
+    match (reusable && !matches!(ending, Ending::Broken(_)), overloaded) {
+        (false, _) => After::Broken,
+        (true, true) => After::InTheWay,
+        (true, false) => After::Reusable,
+    }
 }
 
 /// Decides, then connects to the application.

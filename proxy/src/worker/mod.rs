@@ -6,8 +6,10 @@ pub mod registry;
 pub mod report;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::listen::{Listening, Spec};
 use self::registry::{Cut, Flow, Registry};
 use self::report::{Live, Verdict};
-use crate::access_log::{BATCH, Entry};
+use crate::access_log::{self, BATCH};
 use crate::authz;
 use crate::relay::buffer;
 use crate::sandbox::{self, Applied, SandboxError};
@@ -106,10 +108,10 @@ pub struct Worker {
     /// Its warm tunnels.
     pub pools: Pools,
     number: usize,
-    handshakes: Cell<usize>,
+    handshakes: RefCell<Handshakes>,
     peers: RefCell<HashMap<Arc<SpiffeId>, usize>>,
     names: RefCell<HashSet<Arc<SpiffeId>>>,
-    log: RefCell<Vec<Entry>>,
+    log: RefCell<Vec<access_log::Entry>>,
     next_flow: Cell<u64>,
     ticks: Cell<u64>,
 }
@@ -179,7 +181,7 @@ impl Worker {
             registry: Rc::default(),
             pools: Pools::new(Arc::clone(&shared)),
             number,
-            handshakes: Cell::new(0),
+            handshakes: RefCell::default(),
             peers: RefCell::default(),
             names: RefCell::default(),
             log: RefCell::default(),
@@ -331,13 +333,20 @@ impl Worker {
         id
     }
 
-    /// Leave for one inbound handshake, until it is dropped.
-    pub fn handshake_slot(&self) -> Option<HandshakeSlot<'_>> {
-        let now = self.handshakes.get();
-        (now < self.shared.limits.inbound_handshakes).then(|| {
-            self.handshakes.set(now + 1);
-            HandshakeSlot(&self.handshakes)
-        })
+    /// Leave for one inbound handshake with this address, until it is dropped.
+    pub fn handshake_slot(&self, address: IpAddr) -> Option<HandshakeSlot<'_>> {
+        let mut handshakes = self.handshakes.borrow_mut();
+        if handshakes.all >= self.shared.limits.inbound_handshakes {
+            return None;
+        }
+        let network = network(address);
+        let from_there = handshakes.by_network.entry(network).or_default();
+        if *from_there >= self.shared.limits.inbound_handshakes_per_address {
+            return None;
+        }
+        *from_there += 1;
+        handshakes.all += 1;
+        Some(HandshakeSlot { handshakes: &self.handshakes, network })
     }
 
     /// Leave for one inbound tunnel of this identity, until it is dropped.
@@ -351,13 +360,38 @@ impl Worker {
     }
 }
 
+/// Inbound handshakes that are under way.
+#[derive(Debug, Default)]
+struct Handshakes {
+    all: usize,
+    by_network: HashMap<IpAddr, usize>,
+}
+
 /// See [`Worker::handshake_slot`].
 #[derive(Debug)]
-pub struct HandshakeSlot<'a>(&'a Cell<usize>);
+pub struct HandshakeSlot<'a> {
+    handshakes: &'a RefCell<Handshakes>,
+    network: IpAddr,
+}
 
 impl Drop for HandshakeSlot<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        let mut handshakes = self.handshakes.borrow_mut();
+        handshakes.all -= 1;
+        if let Entry::Occupied(mut from_there) = handshakes.by_network.entry(self.network) {
+            *from_there.get_mut() -= 1;
+            if *from_there.get() == 0 {
+                from_there.remove();
+            }
+        }
+    }
+}
+
+/// What counts as one address: a host has a whole /64 of IPv6 to itself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
