@@ -1,6 +1,7 @@
 //! The nodes' port: HTTP/2 with two gRPC services on connections that [`listen`](crate::listen) accepted.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -10,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use opencluster_api::control::control_server::{ControlServer, SERVICE_NAME as CONTROL};
 use opencluster_api::control::enrolment_server::{EnrolmentServer, SERVICE_NAME as ENROLMENT};
 use opencluster_api::control::{MAX_MESSAGE_FROM_NODE, MAX_MESSAGE_TO_NODE};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service as _;
@@ -31,7 +32,7 @@ const STREAMS: u32 = 8;
 /// The largest request headers.
 const HEADERS: u32 = 16 * 1024;
 
-/// How long a connection has to end when the controller does: sessions take leave of their nodes.
+/// How long a connection has to end when the controller ends it: sessions take leave of their nodes.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Both services.
@@ -62,11 +63,25 @@ impl Services {
     }
 }
 
+/// Ends the connection that a request came on. A peer that reads nothing does not notice the end of a stream.
+#[derive(Clone, Debug, Default)]
+pub struct HangUp(Arc<Notify>);
+
+impl HangUp {
+    /// What is on its way has [`GRACE`] to arrive.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+}
+
 /// Serves one connection to its end.
 pub async fn serve(connection: Connection, services: Services, mut shutdown: watch::Receiver<bool>) {
     let peer = connection.peer().clone();
+    let hang_up = HangUp::default();
+    let hung_up = hang_up.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(hang_up.clone());
         services.clone().call(request.map(Body::new))
     });
     let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -77,9 +92,14 @@ pub async fn serve(connection: Connection, services: Services, mut shutdown: wat
         .max_header_list_size(HEADERS)
         .serve_connection(TokioIo::new(connection), service);
     tokio::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = shutting_down(&mut shutdown) => {
+    let ended = tokio::select! {
+        result = serving.as_mut() => Some(result),
+        () = shutting_down(&mut shutdown) => None,
+        () = hung_up.0.notified() => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
             serving.as_mut().graceful_shutdown();
             match tokio::time::timeout(GRACE, serving).await {
                 Ok(result) => result,

@@ -24,7 +24,7 @@ use crate::store::{Batch, EmbeddedStore, Store as _, StoreError, StoreKeyError};
 const ADMIN: &str = "admin";
 
 /// How long their token is good: time to make operators and tokens for them.
-const ADMIN_TTL: Duration = Duration::from_secs(30 * 86_400);
+const ADMIN_TTL: Duration = Duration::from_hours(30 * 24);
 
 /// Why no cluster was made.
 #[derive(Debug, thiserror::Error)]

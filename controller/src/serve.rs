@@ -34,7 +34,7 @@ const API_CONNECTIONS: usize = 512;
 const ENROLMENT_LIFE: Duration = Duration::from_secs(30);
 
 /// How often what has no effect any more is removed from the store.
-const PRUNE: Duration = Duration::from_secs(60);
+const PRUNE: Duration = Duration::from_mins(1);
 
 /// How long everything has to end.
 const GRACE: Duration = Duration::from_secs(5);

@@ -79,26 +79,7 @@ impl<L: Least> FromRequestParts<Context> for Allowed<L> {
             let detail = "too many requests with bad credentials from this address: wait a minute";
             return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too-many-failures", detail));
         }
-        let caller = match parts.headers.get(header::AUTHORIZATION) {
-            Some(value) => {
-                let value = Zeroizing::new(value.as_bytes().to_vec());
-                context.state.run(move |state| by_token(state, &value)).await?
-            }
-            None => match peer.and_then(|peer| peer.identity) {
-                Some(identity) => {
-                    let Subject::Operator { name } = identity.id().subject() else {
-                        let detail = format!("{} is not an operator's identity", identity.id());
-                        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail));
-                    };
-                    let (name, key) = (name.to_owned(), *identity.spki_sha256());
-                    context.state.run(move |state| by_certificate(state, &name, key)).await?
-                }
-                None => {
-                    let detail = "send Authorization: Bearer TOKEN, or connect with a client certificate";
-                    return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail));
-                }
-            },
-        };
+        let caller = authenticate(context, parts, peer).await?;
         let Some(caller) = caller else {
             context.failures.failed(source, Instant::now());
             tracing::warn!(event = "api.unauthenticated", %source, "a request with bad credentials");
@@ -112,6 +93,24 @@ impl<L: Least> FromRequestParts<Context> for Allowed<L> {
         }
         Ok(Self { caller, least: PhantomData })
     }
+}
+
+/// The caller; `None`: the credentials are not, or no longer, good.
+async fn authenticate(context: &Context, parts: &Parts, peer: Option<Peer>) -> Result<Option<Caller>, ApiError> {
+    if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+        let value = Zeroizing::new(value.as_bytes().to_vec());
+        return Ok(context.state.run(move |state| by_token(state, &value)).await?);
+    }
+    let Some(identity) = peer.and_then(|peer| peer.identity) else {
+        let detail = "send Authorization: Bearer TOKEN, or connect with a client certificate";
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail));
+    };
+    let Subject::Operator { name } = identity.id().subject() else {
+        let detail = format!("{} is not an operator's identity", identity.id());
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail));
+    };
+    let (name, key) = (name.to_owned(), *identity.spki_sha256());
+    Ok(context.state.run(move |state| by_certificate(state, &name, key)).await?)
 }
 
 /// What callers over the Unix socket are counted as.
@@ -198,11 +197,52 @@ pub fn create_token(
     let id = new_id()?;
     let mut writer = state.write()?;
     let expires = writer.now().unix_timestamp().saturating_add_unsigned(ttl.as_secs());
-    let hash = Sha256Digest::of(&*secret).to_string();
+    let hash = Sha256Digest::of(secret.as_slice()).to_string();
     writer.put(Table::Operators, token_key(&id), &OperatorRecord { name: name.to_owned(), role, hash, expires })?;
     let after = json!({"role": role, "kind": "token", "id": id, "expires": timestamp_of(expires)});
     writer.audit(actor, "operator.create", format!("operator {name}"), None, Some(after));
     writer.commit()?;
-    let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*secret));
+    let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
     Ok((Zeroizing::new(format!("{PREFIX}.{id}.{}", *text)), expires))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_well_formed_header_is_split() {
+        let secret = URL_SAFE_NO_PAD.encode([7; 32]);
+        let header = format!("bearer ocb1.0123abcd.{secret}");
+        let (id, found) = split_header(header.as_bytes()).expect("well formed");
+        assert_eq!((id, found.as_slice()), ("0123abcd", [7; 32].as_slice()));
+        for wrong in [
+            format!("Basic ocb1.0123abcd.{secret}"),
+            format!("Bearer oct1.0123abcd.{secret}"),
+            format!("Bearer ocb1.../.{secret}"),
+            format!("Bearer ocb1..{secret}"),
+            "Bearer ocb1.0123abcd".to_owned(),
+            "Bearer ocb1.0123abcd.!".to_owned(),
+        ] {
+            assert!(split_header(wrong.as_bytes()).is_none(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_taken_or_left(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Some((id, _)) = split_header(&bytes) {
+                prop_assert!(id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            }
+        }
+
+        #[test]
+        fn a_header_that_nearly_is_one_is_taken_or_left(text in "[Bb]earer ocb1[.]{0,2}[0-9a-f/]{0,8}[.]{0,2}[A-Za-z0-9_=-]{0,50}") {
+            if let Some((id, _)) = split_header(text.as_bytes()) {
+                prop_assert!(!id.is_empty() && !id.contains('/'));
+            }
+        }
+    }
 }

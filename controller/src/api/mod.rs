@@ -156,6 +156,3 @@ async fn end_of(life: Option<Duration>, shutdown: &mut channel::Receiver<bool>) 
         None => shutting_down(shutdown).await,
     }
 }
-
-#[cfg(test)]
-mod tests;

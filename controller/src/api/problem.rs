@@ -41,11 +41,6 @@ impl ApiError {
         self
     }
 
-    #[cfg(test)]
-    pub(super) fn problem(&self) -> &Problem {
-        &self.0
-    }
-
     fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(event = "api.internal", %error, "a request failed for a reason of our own");
         let detail = "the controller could not do this: its log says why (event api.internal)";

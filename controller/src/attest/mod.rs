@@ -163,12 +163,13 @@ impl State {
             return Err(TokenError::TooMany { node: node.to_owned(), first });
         }
         let expires = now.saturating_add_unsigned(ttl.as_secs());
-        let record = TokenRecord { node: node.to_owned(), hash: Sha256Digest::of(&*secret).to_string(), expires };
+        let record =
+            TokenRecord { node: node.to_owned(), hash: Sha256Digest::of(secret.as_slice()).to_string(), expires };
         writer.put(Table::Tokens, format!("{node}/{id}"), &record)?;
         let after = json!({"token": id, "expires": timestamp_of(expires)});
         writer.audit(actor, "token.create", format!("Node {node}"), None, Some(after));
         writer.commit()?;
-        let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*secret));
+        let text = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
         Ok(NewToken { token: Zeroizing::new(format!("oct1.{node}.{}.{root}", *text)), expires })
     }
 

@@ -17,10 +17,10 @@ const ROOT: &str = "root";
 const ISSUER: &str = "issuer";
 
 /// An issuer that ends sooner than this is replaced when the controller starts.
-const RENEW_ISSUER_BEFORE: Duration = Duration::from_secs(30 * 86_400);
+const RENEW_ISSUER_BEFORE: Duration = Duration::from_hours(30 * 24);
 
 /// How long the controller's own certificate is valid; it is renewed at half that.
-const OWN_TTL: Duration = Duration::from_secs(24 * 3600);
+const OWN_TTL: Duration = Duration::from_hours(24);
 
 /// What can go wrong with the authority.
 #[derive(Debug, thiserror::Error)]

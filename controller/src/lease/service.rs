@@ -16,6 +16,7 @@ use super::clocks;
 use super::registry::Registry;
 use super::session::{Session, end};
 use crate::ca::Authority;
+use crate::grpc::HangUp;
 use crate::listen::{Peer, shutting_down};
 use crate::state::State;
 
@@ -45,6 +46,7 @@ impl Control for ControlService {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<ControllerMessage, Status>> + Send>>;
 
     async fn session(&self, request: Request<Streaming<NodeMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+        let hang_up = request.extensions().get::<HangUp>().cloned().unwrap_or_default();
         let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
         let identity = identity.ok_or_else(|| Status::unauthenticated("a session needs the node's certificate"))?;
         let Subject::Node { name } = identity.id().subject() else {
@@ -63,6 +65,7 @@ impl Control for ControlService {
             key: *identity.spki_sha256(),
             not_after: identity.not_after(),
             down,
+            hang_up,
         };
         tokio::spawn(session.run(request.into_inner(), ended));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))

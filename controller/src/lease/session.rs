@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 use super::registry::{Ended, HeartbeatOutcome, SessionEnd, SessionId};
 use super::service::ControlService;
 use super::{clocks, describe, standing_after};
+use crate::grpc::HangUp;
 use crate::listen::shutting_down;
 use crate::state::record::{EnrolmentRecord, IssuedRecord, Standing};
 use crate::state::revocation::RevocationList;
@@ -43,6 +44,7 @@ pub(super) struct Session {
     /// When the certificate that opened it ends.
     pub(super) not_after: UnixTime,
     pub(super) down: mpsc::Sender<Result<ControllerMessage, Status>>,
+    pub(super) hang_up: HangUp,
 }
 
 /// Why a session ended.
@@ -87,9 +89,13 @@ impl Session {
             Over::ShuttingDown => Some(Err(Status::unavailable(over.to_string()))),
             Over::State(_) => Some(Err(Status::internal("see the controller's log"))),
         };
-        if let Some(farewell) = farewell {
-            // A node that does not take it finds the stream closed.
-            drop(self.down.send_timeout(farewell, Duration::from_secs(1)).await);
+        let taken = match farewell {
+            Some(farewell) => self.down.send_timeout(farewell, Duration::from_secs(1)).await.is_ok(),
+            None => false,
+        };
+        // A connection whose other session replaced this one goes on; one that nobody reads, or that is out, does not.
+        if !taken || matches!(over, Over::Severed(_)) {
+            self.hang_up.now();
         }
         self.service.registry.close_session(node, *id);
     }

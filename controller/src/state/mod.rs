@@ -25,6 +25,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::audit::{AuditError, Draft, Head};
 use crate::store::{Batch, Expect, Store, StoreError, Table};
@@ -300,11 +301,10 @@ fn get_number(store: &dyn Store, key: &str) -> Result<u64, StateError> {
     }
 }
 
-fn scan_all(
-    store: &dyn Store,
-    table: Table,
-    prefix: &str,
-) -> Result<Vec<(String, zeroize::Zeroizing<Vec<u8>>)>, StateError> {
+/// A record as it is stored: key and value.
+type RawRecord = (String, Zeroizing<Vec<u8>>);
+
+fn scan_all(store: &dyn Store, table: Table, prefix: &str) -> Result<Vec<RawRecord>, StateError> {
     let mut found = Vec::new();
     let mut from = prefix.to_owned();
     loop {

@@ -105,8 +105,11 @@ pub enum Expect {
 #[derive(Default)]
 pub struct Batch {
     conditions: Vec<(Table, String, Expect)>,
-    writes: Vec<(Table, String, Option<Zeroizing<Vec<u8>>>)>,
+    writes: Vec<Write>,
 }
+
+/// Table, key, and the new value; `None` deletes.
+type Write = (Table, String, Option<Zeroizing<Vec<u8>>>);
 
 impl Batch {
     /// Adds a condition.

@@ -1,0 +1,427 @@
+//! A controller in this process, operators and nodes that talk to it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use opencluster_api::control::control_client::ControlClient;
+use opencluster_api::control::controller_message::Message as Down;
+use opencluster_api::control::enrolment_client::EnrolmentClient;
+use opencluster_api::control::node_message::Message as Up;
+use opencluster_api::control::{
+    self, CertificateRequest, ControllerMessage, EnrolRequest, EnrolResponse, MAX_MESSAGE_TO_NODE, NodeMessage,
+};
+use opencluster_controller::config::Config;
+use opencluster_controller::init::init;
+use opencluster_controller::lease::clocks;
+use opencluster_controller::serve::Controller;
+use opencluster_identity::bundle::TrustBundle;
+use opencluster_identity::digest::Sha256Digest;
+use opencluster_identity::key::PrivateKey;
+use opencluster_identity::svid::{Svid, SvidStore};
+use opencluster_identity::tls::{self, ExpectedPeer};
+use opencluster_identity::trust::Trust;
+use opencluster_identity::{CertificateDer, SpiffeId};
+use opencluster_policy::lease::{Grant, NodeAction, NodeEvent, NodeLease, Timing};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const RESOURCES: &str = r#"
+{"apiVersion": "opencluster/v1", "kind": "Node", "metadata": {"name": "a"}, "spec": {"addresses": ["10.88.0.11"]}}
+---
+{"apiVersion": "opencluster/v1", "kind": "Node", "metadata": {"name": "b"}, "spec": {"addresses": ["10.88.0.12"]}}
+---
+{"apiVersion": "opencluster/v1", "kind": "Workload", "metadata": {"name": "a", "namespace": "default"}, "spec": {"nodes": ["a"]}}
+---
+{"apiVersion": "opencluster/v1", "kind": "Workload", "metadata": {"name": "b", "namespace": "default"}, "spec": {"nodes": ["b"]}}
+---
+{"apiVersion": "opencluster/v1", "kind": "Service", "metadata": {"name": "echo", "namespace": "default"}, "spec": {"ports": [{"port": 9000}], "workloads": ["b"]}}
+---
+{"apiVersion": "opencluster/v1", "kind": "Policy", "metadata": {"name": "a-to-echo", "namespace": "default"}, "spec": {"to": {"service": "echo", "ports": [9000]}, "from": [{"workload": "a"}]}}
+"#;
+
+pub(crate) fn policy(name: &str, extra: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "opencluster/v1", "kind": "Policy", "metadata": {{"name": "{name}", "namespace": "default"{extra}}},
+            "spec": {{"to": {{"service": "echo"}}, "from": [{{"workload": "a"}}]}}}}"#
+    )
+}
+
+/// A controller that runs.
+pub(crate) struct Cluster {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) admin: String,
+    pub(crate) root_pem: String,
+    running: Option<Running>,
+}
+
+struct Running {
+    nodes: SocketAddr,
+    api: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), opencluster_controller::serve::ServeError>>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// With more lines in the configuration.
+    pub(crate) async fn with(lines: &str) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let config = configuration(&directory, lines);
+        let made = init(&config, None, None).expect("init");
+        let admin = made.admin_token.expect("not written to a file").to_string();
+        let mut cluster = Self { directory, config, admin, root_pem: made.root_pem, running: None };
+        cluster.serve().await;
+        cluster
+    }
+
+    /// With the usual resources.
+    pub(crate) async fn with_resources(lines: &str) -> Self {
+        let cluster = Self::with(lines).await;
+        let (status, answer) = cluster.post("/v1/apply", RESOURCES).await;
+        assert_eq!(status, 200, "{answer}");
+        cluster
+    }
+
+    pub(crate) async fn serve(&mut self) {
+        let controller = Controller::start(&self.config).await.expect("start");
+        let (nodes, api) = (controller.node_addresses[0], controller.api_addresses[0]);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(controller.run_until(async move {
+            drop(stopped.await);
+        }));
+        self.running = Some(Running { nodes, api, stop, task });
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        let running = self.running.take().expect("running");
+        drop(running.stop);
+        running.task.await.expect("no panic").expect("an orderly end");
+    }
+
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.running.as_ref().expect("running").api
+    }
+
+    pub(crate) fn nodes(&self) -> SocketAddr {
+        self.running.as_ref().expect("running").nodes
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        Trust::with_bundle(TrustBundle::from_pem(self.root_pem.as_bytes()).expect("root certificate"))
+    }
+
+    pub(crate) fn store_path(&self) -> PathBuf {
+        self.config.state.clone()
+    }
+
+    /// Calls the API as the administrator.
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        self.call("GET", path, Some(&self.admin), "").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        self.call("POST", path, Some(&self.admin), body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> (u16, Value) {
+        self.call("DELETE", path, Some(&self.admin), "").await
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
+        let config = tls::anonymous_client_config(&self.trust(), ExpectedPeer::AnyController, &[b"http/1.1"])
+            .expect("client configuration");
+        self.call_with(config, method, path, token, body).await
+    }
+
+    pub(crate) async fn call_with(
+        &self,
+        config: Arc<ClientConfig>,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: &str,
+    ) -> (u16, Value) {
+        let response = request(self.api(), config, method, path, token, body).await;
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        let value = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        (status, value)
+    }
+
+    pub(crate) async fn operator(&self, name: &str, role: &str) -> String {
+        let body = format!(r#"{{"name": "{name}", "role": "{role}"}}"#);
+        let (status, answer) = self.post("/v1/operators", &body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["token"].as_str().expect("token").to_owned()
+    }
+
+    pub(crate) async fn token(&self, node: &str) -> String {
+        let (status, answer) = self.post(&format!("/v1/nodes/{node}/token"), "{}").await;
+        assert_eq!(status, 200, "{answer}");
+        answer["token"].as_str().expect("token").to_owned()
+    }
+
+    pub(crate) async fn node_status(&self, node: &str) -> Value {
+        let (status, answer) = self.get("/v1/node-status").await;
+        assert_eq!(status, 200, "{answer}");
+        let nodes = answer["nodes"].as_array().expect("nodes");
+        nodes.iter().find(|status| status["name"] == node).expect("the node").clone()
+    }
+
+    pub(crate) async fn until_state(&self, node: &str, state: &str) -> Value {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let status = self.node_status(node).await;
+            if status["state"] == state {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{node} did not become {state}: {status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) async fn audit(&self) -> Vec<Value> {
+        let (status, answer) = self.get("/v1/audit?limit=1000").await;
+        assert_eq!(status, 200, "{answer}");
+        answer["events"].as_array().expect("events").clone()
+    }
+
+    /// Enrols a node with a new token.
+    pub(crate) async fn enrol(&self, node: &str) -> TestNode {
+        let token = self.token(node).await;
+        let key = PrivateKey::generate().expect("key");
+        let response = self.try_enrol(node, &token, &key).await.expect("enrolled");
+        TestNode::new(node, key, response)
+    }
+
+    pub(crate) async fn try_enrol(&self, node: &str, token: &str, key: &PrivateKey) -> Result<EnrolResponse, Status> {
+        let csr_der = key.csr_der(&node_id(node)).expect("csr");
+        self.try_enrol_with(node, token, csr_der).await
+    }
+
+    pub(crate) async fn try_enrol_with(
+        &self,
+        node: &str,
+        token: &str,
+        csr_der: Vec<u8>,
+    ) -> Result<EnrolResponse, Status> {
+        let parts: Vec<&str> = token.split('.').collect();
+        let [_, _, secret, fingerprint] = parts[..] else { panic!("{token}") };
+        let root = Sha256Digest::from_hex(fingerprint).expect("fingerprint");
+        let config = tls::enrolment_client_config(root, &[b"h2"]).expect("client configuration");
+        let channel = channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let request = EnrolRequest { node: node.into(), token: secret.into(), csr_der, boot_id: "b0071d".into() };
+        EnrolmentClient::new(channel).enrol(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn session(&self, node: &TestNode) -> Result<Session, Status> {
+        let config = tls::client_config(&node.svids, &node.id, &self.trust(), ExpectedPeer::AnyController, &[b"h2"])
+            .expect("client configuration");
+        open(channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))?).await
+    }
+}
+
+fn configuration(directory: &tempfile::TempDir, lines: &str) -> Config {
+    use std::os::unix::fs::PermissionsExt as _;
+    let key = directory.path().join("store.key");
+    std::fs::write(&key, "5a".repeat(32)).expect("write");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    let text = format!(
+        "trust_domain: rig.test\nname: ctl\nstate: store.redb\nstore_key: {{file: {}}}\n\
+         node_listen: [\"127.0.0.1:0\"]\napi_listen: [\"127.0.0.1:0\"]\n{lines}",
+        key.display()
+    );
+    Config::parse(&text, &directory.path().join("controller.yaml")).expect("configuration")
+}
+
+pub(crate) fn node_id(name: &str) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://rig.test/node/{name}")).expect("id")
+}
+
+pub(crate) fn workload_id(name: &str) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://rig.test/ns/default/sa/{name}")).expect("id")
+}
+
+/// A verified TLS connection.
+pub(crate) async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(config).connect(ServerName::from(address.ip()), stream).await
+}
+
+pub(crate) async fn request(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: &str,
+) -> hyper::Response<Incoming> {
+    let stream = connect(address, config).await.expect("connected");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("http");
+    tokio::spawn(connection);
+    let mut request = hyper::Request::builder().method(method).uri(path).header("host", "controller");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("request");
+    tokio::time::timeout(PATIENCE * 2, sender.send_request(request)).await.expect("in time").expect("answered")
+}
+
+async fn channel(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_| {
+        let config = Arc::clone(&config);
+        async move { Ok::<_, std::io::Error>(TokioIo::new(connect(address, config).await?)) }
+    });
+    Endpoint::from_static("http://controller").connect_with_connector(connector).await
+}
+
+async fn open(channel: Channel) -> Result<Session, Status> {
+    let (up, queue) = mpsc::channel(16);
+    let mut client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_TO_NODE);
+    let down = client.session(ReceiverStream::new(queue)).await?.into_inner();
+    Ok(Session { up, down })
+}
+
+/// A session without a certificate.
+pub(crate) async fn anonymous_session(cluster: &Cluster) -> Result<Session, Status> {
+    let config = tls::anonymous_client_config(&cluster.trust(), ExpectedPeer::AnyController, &[b"h2"])
+        .expect("client configuration");
+    open(channel(cluster.nodes(), config).await.expect("connected")).await
+}
+
+/// What a node holds.
+pub(crate) struct TestNode {
+    pub(crate) id: SpiffeId,
+    pub(crate) svids: SvidStore,
+    pub(crate) lease: NodeLease,
+    pub(crate) spki: Sha256Digest,
+}
+
+impl TestNode {
+    fn new(name: &str, key: PrivateKey, response: EnrolResponse) -> Self {
+        let id = node_id(name);
+        let spki = key.spki_sha256();
+        let svids = SvidStore::new();
+        svids.install(svid(&id, response.chain_der, key));
+        let timing = Timing {
+            lease: u64::from(response.lease_ms) * 1_000_000,
+            heartbeat: u64::from(response.heartbeat_ms) * 1_000_000,
+        };
+        let nonce = response.nonce.as_slice().try_into().expect("16 bytes");
+        Self { id, svids, lease: NodeLease::enrolled(nonce, timing, clocks()), spki }
+    }
+
+    /// The heartbeat that is due, or again the one that was not answered.
+    pub(crate) fn heartbeat(&mut self) -> control::Heartbeat {
+        let actions = self.lease.step(NodeEvent::Connected(clocks()));
+        let sent = actions.into_iter().find_map(|action| match action {
+            NodeAction::Send(heartbeat) => Some(heartbeat),
+            _ => None,
+        });
+        let heartbeat = sent.expect("a heartbeat to send");
+        control::Heartbeat {
+            sequence: heartbeat.sequence,
+            nonce: heartbeat.nonce.to_vec(),
+            monotonic_raw_ns: heartbeat.clocks.monotonic_raw,
+            boottime_ns: heartbeat.clocks.boottime,
+            realtime_ns: heartbeat.clocks.realtime,
+            granted_monotonic_raw_ns: heartbeat.granted,
+            boot_id: "b0071d".into(),
+            ..control::Heartbeat::default()
+        }
+    }
+
+    pub(crate) fn granted(&mut self, grant: &control::Grant) -> Vec<NodeAction> {
+        let grant = Grant {
+            sequence: grant.sequence,
+            nonce: grant.nonce.as_slice().try_into().expect("16 bytes"),
+            lease: u64::from(grant.lease_ms) * 1_000_000,
+        };
+        self.lease.step(NodeEvent::Grant(grant, clocks()))
+    }
+
+    /// One heartbeat and its grant.
+    pub(crate) async fn beat(&mut self, session: &mut Session) -> control::Grant {
+        session.send(Up::Heartbeat(self.heartbeat())).await;
+        let grant = session.grant().await;
+        self.granted(&grant);
+        grant
+    }
+}
+
+pub(crate) fn svid(id: &SpiffeId, chain: Vec<Vec<u8>>, key: PrivateKey) -> Svid {
+    Svid::new(id, chain.into_iter().map(CertificateDer::from).collect(), key).expect("an SVID of ours")
+}
+
+/// A node's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) up: mpsc::Sender<NodeMessage>,
+    pub(crate) down: Streaming<ControllerMessage>,
+}
+
+impl Session {
+    pub(crate) async fn send(&self, message: Up) {
+        self.up.send(NodeMessage { message: Some(message) }).await.expect("the session is open");
+    }
+
+    /// The next message; an error when the session ends.
+    pub(crate) async fn next(&mut self) -> Result<Down, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("in time")?;
+        Ok(message.ok_or_else(|| Status::ok("closed"))?.message.expect("of a known kind"))
+    }
+
+    /// The next message that `wanted` takes.
+    pub(crate) async fn until<T>(&mut self, wanted: impl Fn(Down) -> Option<T>) -> T {
+        loop {
+            if let Some(found) = wanted(self.next().await.expect("the session goes on")) {
+                return found;
+            }
+        }
+    }
+
+    pub(crate) async fn grant(&mut self) -> control::Grant {
+        self.until(|message| if let Down::Grant(grant) = message { Some(grant) } else { None }).await
+    }
+
+    /// What ends the session.
+    pub(crate) async fn end(&mut self) -> Result<String, Status> {
+        loop {
+            if let Down::Sever(sever) = self.next().await? {
+                return Ok(sever.reason);
+            }
+        }
+    }
+
+    /// Asks for a certificate.
+    pub(crate) async fn certify(&mut self, id: &SpiffeId, key: &PrivateKey) -> Result<Vec<Vec<u8>>, String> {
+        let csr_der = key.csr_der(id).expect("csr");
+        self.send(Up::CertificateRequest(CertificateRequest { request_id: 7, spiffe_id: id.to_string(), csr_der }))
+            .await;
+        let certificate = self.until(|message| if let Down::Certificate(it) = message { Some(it) } else { None }).await;
+        assert_eq!(certificate.request_id, 7);
+        if certificate.refusal.is_empty() { Ok(certificate.chain_der) } else { Err(certificate.refusal) }
+    }
+}
