@@ -25,7 +25,7 @@ mod supervise;
 mod transport;
 mod workload;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -151,7 +151,10 @@ fn check_config(path: &std::path::Path) -> anyhow::Result<()> {
 
 fn start_log(json: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let started = if json { log.json().try_init() } else { log.try_init() };
     started.map_err(|error| anyhow::anyhow!(error)).context("cannot start the log")
 }

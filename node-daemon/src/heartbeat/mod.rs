@@ -43,8 +43,8 @@ enum SessionError {
     Ended(SocketAddr),
     #[error("controller {address} was silent for {} ms", silence.as_millis())]
     Silent { address: SocketAddr, silence: Duration },
-    #[error("reconnecting to controller {0} on purpose")]
-    Renewed(SocketAddr),
+    #[error("connecting anew on purpose")]
+    Renewed,
 }
 
 /// The task that keeps a session up. Dropping it ends the session.
@@ -94,16 +94,20 @@ impl Keeper {
         let mut pause = FIRST_PAUSE;
         for address in controllers.iter().cycle() {
             let mut served = false;
-            let Err(error) = self.serve(*address, &mut served).await;
-            let renewed = matches!(error, SessionError::Renewed(_));
+            let error = loop {
+                let Err(error) = self.serve(*address, &mut served).await;
+                match error {
+                    // On purpose, and to the same controller: it knows us.
+                    SessionError::Renewed => tracing::info!(%address, "controller: {error}"),
+                    error => break error,
+                }
+            };
             if self.events.send(SessionEvent::Lost(error.to_string())).await.is_err() {
                 return;
             }
             pause = if served { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            if !renewed {
-                let jitter = rand::rng().random_range(0.5..1.0);
-                tokio::time::sleep(pause.mul_f64(jitter)).await;
-            }
+            let jitter = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(jitter)).await;
         }
     }
 
@@ -125,7 +129,7 @@ impl Keeper {
         loop {
             let message = tokio::select! {
                 message = tokio::time::timeout(self.silence, incoming.message()) => message.map_err(silent)?.map_err(call)?,
-                () = self.renew.notified() => return Err(SessionError::Renewed(address)),
+                () = self.renew.notified() => return Err(SessionError::Renewed),
             };
             let message = message.ok_or(SessionError::Ended(address))?;
             *served = true;

@@ -159,3 +159,85 @@ async fn admit(namespace: &str, workload: &str, process: u32, core: &mpsc::Sende
 fn ending() -> Answer {
     Answer::Refused { reason: "the daemon is ending".to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A socket whose core admits workload `a` at the third question, and nobody else.
+    struct Served(PathBuf);
+
+    impl Served {
+        fn start() -> Self {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let name = format!("opencluster-server-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let directory = std::env::temp_dir().join(name);
+            let listener = bind(&directory.join("node.sock")).expect("bind");
+            let (sender, mut queries) = mpsc::channel(4);
+            tokio::spawn(serve(listener, sender));
+            tokio::spawn(async move {
+                let mut asked = 0;
+                while let Some(query) = queries.recv().await {
+                    match query {
+                        Query::Admit { workload, process, answer, .. } => {
+                            assert_eq!(process, std::process::id(), "who asks is who gets in");
+                            asked += 1;
+                            let admission = match (workload.as_str(), asked) {
+                                ("a", 3..) => Admission::Admitted,
+                                ("a", _) => Admission::NotYet("soon".to_owned()),
+                                _ => Admission::Refused("there is only a".to_owned()),
+                            };
+                            answer.send(admission).expect("the server waits");
+                        }
+                        Query::Status(answer) => answer.send(Box::default()).expect("the server waits"),
+                    }
+                }
+            });
+            Self(directory)
+        }
+
+        async fn ask(&self, request: &[u8]) -> Answer {
+            let mut stream = UnixStream::connect(self.0.join("node.sock")).await.expect("connect");
+            stream.write_all(request).await.expect("write");
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.expect("read");
+            protocol::decode(&answer, protocol::MAX_ANSWER).expect("an answer").expect("a whole answer")
+        }
+    }
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).expect("remove");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_admission_waits_until_the_workload_can_run() {
+        let served = Served::start();
+        let request = Request::Admit { namespace: "default".to_owned(), workload: "a".to_owned() };
+        assert_eq!(served.ask(&protocol::encode(&request).expect("encode")).await, Answer::Admitted);
+        let request = Request::Admit { namespace: "default".to_owned(), workload: "b".to_owned() };
+        let refused = Answer::Refused { reason: "there is only a".to_owned() };
+        assert_eq!(served.ask(&protocol::encode(&request).expect("encode")).await, refused);
+    }
+
+    #[tokio::test]
+    async fn garbage_is_answered_with_what_is_wrong_and_service_goes_on() {
+        let served = Served::start();
+        for garbage in [&b"\x00\xff\n"[..], b"{}\n", &[b'x'; MAX_REQUEST + 1]] {
+            assert!(matches!(served.ask(garbage).await, Answer::Refused { .. }));
+        }
+        let _silent = UnixStream::connect(served.0.join("node.sock")).await.expect("connect");
+        let status = protocol::encode(&Request::Status).expect("encode");
+        assert!(matches!(served.ask(&status).await, Answer::Status { .. }));
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_roots_only() {
+        let served = Served::start();
+        let mode = fs::metadata(served.0.join("node.sock")).expect("socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

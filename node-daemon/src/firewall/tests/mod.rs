@@ -4,10 +4,12 @@ mod host;
 mod packets;
 mod repair;
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use super::enforcer::Enforcer;
 use super::policy::{FIRST_CAPTURE_PORT, Posture};
 use host::{A, B, CONTROLLER, Hosts, PATIENCE, TUNNEL, address, echo, lease, output, pause, shell};
 
@@ -186,25 +188,34 @@ fn a_changed_posture_keeps_the_lease_and_established_connections() {
 fn a_changed_posture_loses_no_packet() {
     let hosts = Hosts::new();
     let mut filter = hosts.guarded();
-    // Round trips as fast as they go; a lost packet shows as TCP's shortest retransmission timeout of 200 ms.
+    // A busy machine may be as slow as a lost packet once, but not three times.
+    let worst = (0..3).map(|_| worst_round_trip(&hosts, &mut filter)).min().expect("three");
+    assert!(worst < 190_000, "a round trip took {worst} µs");
+}
+
+/// In microseconds, while the rules change 150 times: a lost packet shows as TCP's shortest retransmission timeout, 200 ms.
+fn worst_round_trip(hosts: &Hosts, filter: &mut Enforcer) -> u64 {
     let script = format!(
-        "echo $$ > {}/proxy/cgroup.procs; exec 3<>/dev/tcp/{}/{TUNNEL}; worst=0; for i in $(seq 3000); do \
-         begun=${{EPOCHREALTIME/./}}; echo x >&3; read -r x <&3; took=$((${{EPOCHREALTIME/./}} - begun)); \
-         ((took > worst)) && worst=$took; done; echo $worst",
+        "echo $$ > {}/proxy/cgroup.procs; exec 3<>/dev/tcp/{}/{TUNNEL}; worst=0; echo begun; \
+         while ! read -t 0; do begun=${{EPOCHREALTIME/./}}; echo x >&3; read -r x <&3; \
+         took=$((${{EPOCHREALTIME/./}} - begun)); ((took > worst)) && worst=$took; done; echo $worst",
         hosts.base.display(),
         B[0]
     );
-    let client = Command::new("timeout").args(["60", "bash", "-c", &script]).stdout(Stdio::piped()).spawn();
-    let mut client = client.expect("bash");
-    let mut changes = 0;
-    while client.try_wait().expect("client").is_none() {
+    let mut command = Command::new("timeout");
+    command.args(["60", "bash", "-c", &script]);
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash");
+    let mut output = BufReader::new(client.stdout.take().expect("piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("it begins");
+    for _ in 0..150 {
         filter.apply(Posture::Serving(hosts.serving())).expect("apply");
-        changes += 1;
     }
-    let output = client.wait_with_output().expect("client").stdout;
-    let worst: u64 = String::from_utf8_lossy(&output).trim().parse().expect("all round trips were made");
-    assert!(changes > 20, "only {changes} changes");
-    assert!(worst < 190_000, "a round trip took {worst} µs in {changes} changes");
+    drop(client.stdin.take());
+    line.clear();
+    output.read_line(&mut line).expect("it ends");
+    client.wait().expect("client");
+    line.trim().parse().expect("a number")
 }
 
 #[test]
