@@ -65,6 +65,8 @@ pub(crate) enum Command {
         /// Leave a cluster up afterwards, and say how to play with it
         #[arg(long)]
         keep: bool,
+        #[command(flatten)]
+        name: NameArg,
     },
     /// Print the log of a host's daemon (ctl is the controller)
     Logs {

@@ -69,8 +69,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Down { name } => bring_down(&name.name),
         Command::Status { name } => status(&name.name),
         Command::Capture { host, out, name } => capture(&Rig::load(&name.name)?, &host, &out),
-        Command::Demo { keep } => {
-            if demo::run(keep, &watch_for_interruption()?)? {
+        Command::Demo { keep, name } => {
+            if demo::run(&name.name, keep, &watch_for_interruption()?)? {
                 Ok(())
             } else {
                 bail!("not everything was observed")
@@ -93,8 +93,7 @@ fn bring_up(options: &Options) -> anyhow::Result<()> {
     for host in &rig.record.layout.hosts {
         writeln!(out, "{:<8} {:<12} {:<16} {}", host.name, host.netns, host.v4, host.v6)?;
     }
-    let name = rig.name();
-    let which = if name == layout::DEFAULT_RIG { String::new() } else { format!(" --name {name}") };
+    let which = rig.option();
     writeln!(out, "\nrun something:  opencluster-rig exec{which} a -- curl http://10.88.0.12:8080/")?;
     writeln!(out, "operate it:     . {} && opencluster check", rig.state.env().display())?;
     writeln!(out, "remove it:      opencluster-rig down{which}")?;

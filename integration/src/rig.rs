@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::binaries::{Binaries, BinariesError};
-use crate::layout::{self, CONTROLLER, LayoutError, Role};
+use crate::layout::{self, CONTROLLER, DEFAULT_RIG, LayoutError, Role};
 use crate::operator::Operator;
 use crate::process::{ProcessError, ProcessId};
 use crate::state::{Record, StateDir, StateError};
@@ -66,6 +66,11 @@ impl Rig {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.record.layout.rig
+    }
+
+    /// What has to be added to commands to mean this rig; nothing for the default one.
+    pub fn option(&self) -> String {
+        if self.name() == DEFAULT_RIG { String::new() } else { format!(" --name {}", self.name()) }
     }
 
     /// An operator of its cluster.

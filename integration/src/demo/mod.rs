@@ -21,24 +21,25 @@ use stage::Stage;
 use story::Story;
 
 /// Tells the whole story. True only if everything that it claims was observed.
-pub(crate) fn run(keep: bool, interrupted: &Arc<AtomicBool>) -> anyhow::Result<bool> {
-    let mut story = Story::begin(&Binaries::locate()?.target().join("demo"), Arc::clone(interrupted))?;
+pub(crate) fn run(rig: &str, keep: bool, interrupted: &Arc<AtomicBool>) -> anyhow::Result<bool> {
+    let directory = if rig == DEFAULT_RIG { "demo".to_owned() } else { format!("demo-{rig}") };
+    let mut story = Story::begin(&Binaries::locate()?.target().join(directory), Arc::clone(interrupted))?;
     // Dropped, also after a failure, the stage takes the rig down.
-    let outcome = tell(&mut story);
+    let outcome = tell(&mut story, rig);
     if let Err(error) = &outcome {
         story.fail("story", &format!("{error:#}"));
     }
     let ok = story.end()?;
     if ok && keep {
         story.note("");
-        Stage::up(&mut story, true)?.keep(&mut story)?;
+        Stage::up(&mut story, rig, true)?.keep(&mut story)?;
     }
     Ok(ok)
 }
 
-fn tell(story: &mut Story) -> anyhow::Result<()> {
+fn tell(story: &mut Story, rig: &str) -> anyhow::Result<()> {
     story.chapter("A cluster: one controller, two nodes, and two hosts that know nothing of Opencluster");
-    let mut stage = Stage::up(story, false)?;
+    let mut stage = Stage::up(story, rig, false)?;
     stage.describe(story);
 
     story.chapter("No policy yet, so nothing may connect to anything");
@@ -66,6 +67,6 @@ fn tell(story: &mut Story) -> anyhow::Result<()> {
 }
 
 /// The rig that the demo is played on.
-fn options() -> Options {
-    Options { name: DEFAULT_RIG.to_owned(), bare: vec!["x".to_owned(), "y".to_owned()], ..Options::default() }
+fn options(rig: &str) -> Options {
+    Options { name: rig.to_owned(), bare: vec!["x".to_owned(), "y".to_owned()], ..Options::default() }
 }

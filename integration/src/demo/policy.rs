@@ -32,40 +32,44 @@ pub(crate) fn default_deny(story: &mut Story, stage: &Stage) -> anyhow::Result<(
 pub(crate) fn live(story: &mut Story, stage: &Stage) -> anyhow::Result<()> {
     let mut pulse = stage.probe("a", "till", &["pulse", "--again", "--to", "10.88.0.12:9000"])?;
     pulse.expect_up()?;
-    let download = ["curl", "-sS", "-o", "/dev/null", "--limit-rate", "2M", "http://10.88.0.12:8080/large"];
-    let mut download = stage.workload("a", "till", &download)?;
-    let mut download = download.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let query = ["psql", "-h", "10.88.0.12", "-U", "shop", "-c", "select pg_sleep(60)", "postgres"];
+    let mut query = stage.workload("a", "till", &query)?;
+    let mut query = query.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     ensure!(pulse.is_quiet_for(Duration::from_millis(1500))?, "the pulse died by itself");
-    ensure!(download.try_wait()?.is_none(), "the download ended by itself");
+    ensure!(query.try_wait()?.is_none(), "the query ended by itself");
 
     story.check("policy-cuts", "Policies deleted: live connections die", || {
         let begun = Instant::now();
-        for policy in ["shop/till-to-meter", "shop/till-to-web"] {
+        for policy in ["shop/till-to-meter", "shop/till-to-database"] {
             stage.operator.delete("policy", policy)?;
         }
         let (last_echo, how) = pulse.expect_down(PATIENCE)?;
         let cut = last_echo.saturating_duration_since(begun);
         ensure!(cut < Duration::from_secs(1), "the last echo came {} ms later", cut.as_millis());
-        let ended = poll::until(PATIENCE, || download.try_wait().transpose());
-        ensure!(matches!(ended, Some(Ok(status)) if !status.success()), "curl goes on loading: {ended:?}");
+        let ended = poll::until(PATIENCE, || query.try_wait().transpose());
+        ensure!(matches!(ended, Some(Ok(status)) if !status.success()), "psql goes on waiting: {ended:?}");
         let mut said = String::new();
-        if let Some(mut stderr) = download.stderr.take() {
+        if let Some(mut stderr) = query.stderr.take() {
             stderr.read_to_string(&mut said)?;
         }
         let after = begun.elapsed().as_millis();
-        Ok(format!("last echo {} ms after the command, then {how}; after {after} ms {}", cut.as_millis(), said.trim()))
+        let said = said.lines().next().unwrap_or_default().to_owned();
+        Ok(format!("last echo {} ms after the command, then {how}; after {after} ms psql: {said}", cut.as_millis()))
     })?;
-    if download.try_wait()?.is_none() {
-        download.kill()?;
-        download.wait()?;
+    if query.try_wait()?.is_none() {
+        query.kill()?;
+        query.wait()?;
     }
     story.check("policy-returns", "Policies applied again: traffic is back", || {
         let begun = Instant::now();
         stage.operator.apply(POLICIES)?;
         let back = pulse.expect_up()?.duration_since(begun);
         ensure!(back < Duration::from_secs(1), "it took {} ms", back.as_millis());
-        let page = || said(&mut stage.workload("a", "till", &["curl", "-sf", "-m", "2", "http://10.88.0.12:8080/"])?);
-        ensure!(poll::until_true(PATIENCE, || page().is_ok()), "nginx stays away");
-        Ok(format!("first echo {} ms after the command; nginx answers", back.as_millis()))
+        let answer = || {
+            let query = ["psql", "-h", "10.88.0.12", "-U", "shop", "-At", "-c", "select 6 * 7", "postgres"];
+            said(&mut stage.workload("a", "till", &query)?)
+        };
+        ensure!(poll::until_true(PATIENCE, || answer().is_ok_and(|answer| answer == "42\n")), "PostgreSQL stays away");
+        Ok(format!("first echo {} ms after the command; PostgreSQL answers", back.as_millis()))
     })
 }

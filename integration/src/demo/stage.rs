@@ -36,11 +36,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// Brings the rig up, with the policies if `allowed`.
-    pub(crate) fn up(story: &mut Story, allowed: bool) -> anyhow::Result<Self> {
+    pub(crate) fn up(story: &mut Story, rig: &str, allowed: bool) -> anyhow::Result<Self> {
         let directory = story.directory().to_owned();
         let resources = directory.join("resources.yaml");
         fs::write(&resources, if allowed { [RESOURCES, POLICIES].join("---\n") } else { RESOURCES.to_owned() })?;
-        let options = up::Options { apply: vec![resources], ..super::options() };
+        let options = up::Options { apply: vec![resources], ..super::options(rig) };
         let started = Instant::now();
         let interruption = story.interruption();
         let rig = up::up(&options, &interruption, &mut |step| story.note(step))?;
@@ -139,18 +139,19 @@ impl Stage {
         self.kept = true;
         let rig = self.rig.binaries.path("opencluster-rig")?;
         let rig = rig.display();
+        let name = self.rig.option();
         story.chapter("A fresh cluster is up, with its policies, nginx and an echo server. Play with it:");
         for line in [
             format!(". {}", self.rig.state.env().display()),
             "opencluster check                                   # how is everything?".to_owned(),
             "opencluster get policy -A                           # who may talk to whom?".to_owned(),
             "opencluster explain flow --from shop/till --to shop/web:8080".to_owned(),
-            format!("{rig} exec a --namespace shop --as till -- curl -s http://b:8080/"),
+            format!("{rig} exec{name} a --namespace shop --as till -- curl -s http://b:8080/"),
             "opencluster delete policy shop/till-to-web          # and try the same again".to_owned(),
-            format!("{rig} exec x --host -- curl -m 3 http://b:8080/   # an intruder"),
-            format!("{rig} capture a --out a.pcap               # look at the wire"),
-            format!("{rig} status"),
-            format!("{rig} down"),
+            format!("{rig} exec{name} x --host -- curl -m 3 http://b:8080/   # an intruder"),
+            format!("{rig} capture{name} a --out a.pcap               # look at the wire"),
+            format!("{rig} status{name}"),
+            format!("{rig} down{name}"),
         ] {
             story.note(&line);
         }
