@@ -7,7 +7,7 @@
 # the rig runs the programs itself, in its own namespaces and directories.
 set -eu
 
-build="build-essential pkg-config libnftnl-dev libmnl-dev protobuf-compiler"
+build="build-essential protobuf-compiler"
 rig="iproute2 nftables util-linux procps tcpdump"
 case "${1:-}" in
     build) packages="$build" ;;
