@@ -124,6 +124,7 @@ impl Config {
             .map_err(|error| ConfigError::Malformed { path: path.to_owned(), detail: error.to_string() })?;
         let base = path.parent().unwrap_or(Path::new(""));
         config.state = base.join(&config.state);
+        config.store_key = config.store_key.relative_to(base);
         config.api_socket = config.api_socket.map(|socket| base.join(socket));
         config.check()?;
         Ok(config)

@@ -97,14 +97,13 @@ pub async fn serve(connection: Connection, services: Services, mut shutdown: wat
         () = shutting_down(&mut shutdown) => None,
         () = hung_up.0.notified() => None,
     };
-    let result = match ended {
-        Some(result) => result,
-        None => {
-            serving.as_mut().graceful_shutdown();
-            match tokio::time::timeout(GRACE, serving).await {
-                Ok(result) => result,
-                Err(_) => return,
-            }
+    let result = if let Some(result) = ended {
+        result
+    } else {
+        serving.as_mut().graceful_shutdown();
+        match tokio::time::timeout(GRACE, serving).await {
+            Ok(result) => result,
+            Err(_) => return,
         }
     };
     if let Err(error) = result {

@@ -1,12 +1,13 @@
 //! Accepting connections: TLS before anything else, with limits on everything that a stranger can make us hold.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use crate::attest::limit::source_group;
 
 /// How long a client has for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -129,6 +132,8 @@ pub struct Rules {
     pub trust: Trust,
     /// At most so many connections at a time; more are closed at once.
     pub connections: Arc<Semaphore>,
+    /// At most so many of one address that have shown no certificate (yet).
+    pub strangers: Strangers,
     /// Who shows no certificate is cut off after this long, whatever it is doing.
     pub anonymous_life: Option<Duration>,
 }
@@ -157,9 +162,13 @@ where
             tracing::warn!(event = "listen.full", listener = rules.name, "too many connections: closed a new one");
             continue;
         };
+        let Some(stranger) = rules.strangers.enter(address) else {
+            tracing::debug!(event = "listen.full", listener = rules.name, ?address, "too many of this address: closed");
+            continue;
+        };
         let (acceptor, rules, serve) = (acceptor.clone(), rules.clone(), serve.clone());
         tokio::spawn(async move {
-            match handshake(&acceptor, socket, address, &rules, permit).await {
+            match handshake(&acceptor, socket, address, &rules, (permit, stranger)).await {
                 Ok(connection) => serve(connection).await,
                 Err(reason) => {
                     tracing::info!(event = "listen.refused", listener = rules.name, ?address, reason, "TLS failed");
@@ -180,7 +189,7 @@ async fn handshake(
     socket: Socket,
     address: Option<SocketAddr>,
     rules: &Rules,
-    permit: OwnedSemaphorePermit,
+    (permit, stranger): (OwnedSemaphorePermit, Stranger),
 ) -> Result<Connection, String> {
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => stream,
@@ -195,7 +204,62 @@ async fn handshake(
         (None, Some(life)) => Some(Box::pin(tokio::time::sleep(life))),
         _ => None,
     };
-    Ok(Connection { stream, peer: Peer { address, identity }, deadline, _permit: permit })
+    let stranger = identity.is_none().then_some(stranger);
+    Ok(Connection { stream, peer: Peer { address, identity }, deadline, _permit: permit, _stranger: stranger })
+}
+
+/// Counts the connections of each address that have shown no certificate (yet), so that no address takes the places of
+/// all others. Counted as in [`FailureLimit`](crate::attest::limit::FailureLimit).
+#[derive(Clone, Debug)]
+pub struct Strangers {
+    most: usize,
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A counted connection.
+#[derive(Debug)]
+struct Stranger {
+    of: Strangers,
+    group: Option<IpAddr>,
+}
+
+impl Strangers {
+    /// At most so many of one address.
+    pub fn at_most(most: usize) -> Self {
+        Self { most, counts: Arc::default() }
+    }
+
+    /// `None`: too many. A Unix socket's peers have no address and are not counted.
+    fn enter(&self, address: Option<SocketAddr>) -> Option<Stranger> {
+        let group = address.map(|address| source_group(address.ip()));
+        if let Some(group) = group {
+            let mut counts = self.counts();
+            let count = counts.entry(group).or_default();
+            if *count >= self.most {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Stranger { of: self.clone(), group })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Counts are whole at every moment.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let Some(group) = self.group else { return };
+        let mut counts = self.of.counts();
+        if let Some(count) = counts.get_mut(&group) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&group);
+            }
+        }
+    }
 }
 
 /// A connection after its handshake.
@@ -204,6 +268,7 @@ pub struct Connection {
     peer: Peer,
     deadline: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
+    _stranger: Option<Stranger>,
 }
 
 impl fmt::Debug for Connection {

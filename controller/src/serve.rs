@@ -20,7 +20,7 @@ use crate::grpc;
 use crate::lease::end_enrolments_of_the_last_run;
 use crate::lease::registry::{ClusterTiming, Registry};
 use crate::lease::service::{ControlService, watch_leases};
-use crate::listen::{self, ListenError, Listener, Rules, shutting_down};
+use crate::listen::{self, ListenError, Listener, Rules, Strangers, shutting_down};
 use crate::state::{State, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError, StoreKeyError};
 
@@ -29,6 +29,9 @@ const NODE_CONNECTIONS: usize = 4096;
 
 /// Connections that operators may have open together.
 const API_CONNECTIONS: usize = 512;
+
+/// Connections that one address may have open together without having shown a certificate.
+const STRANGERS: usize = 128;
 
 /// How long a connection without a certificate lasts at the nodes' port: enough to enrol.
 const ENROLMENT_LIFE: Duration = Duration::from_secs(30);
@@ -126,6 +129,7 @@ impl Controller {
             tls: server_config(identity.clone(), &trust, ClientAuth::Optional, &[b"h2"])?,
             trust: trust.clone(),
             connections: Arc::new(Semaphore::new(NODE_CONNECTIONS)),
+            strangers: Strangers::at_most(STRANGERS),
             anonymous_life: Some(ENROLMENT_LIFE),
         };
         let api_rules = Rules {
@@ -133,6 +137,7 @@ impl Controller {
             tls: server_config(identity, &trust, ClientAuth::Optional, &[b"http/1.1"])?,
             trust,
             connections: Arc::new(Semaphore::new(API_CONNECTIONS)),
+            strangers: Strangers::at_most(STRANGERS),
             anonymous_life: None,
         };
         let context = api::Context {
@@ -224,15 +229,18 @@ impl Controller {
         for address in &config.api_listen {
             listeners.push(Listener::tcp(*address).await?);
         }
+        // Whoever takes all places at the network's ports does not keep the administrator of this machine out.
+        let local = Rules { connections: Arc::new(Semaphore::new(API_CONNECTIONS)), ..rules.clone() };
+        let mut listeners: Vec<_> = listeners.into_iter().map(|listener| (listener, rules.clone())).collect();
         if let Some(path) = &config.api_socket {
-            listeners.push(Listener::unix(path).await?);
+            listeners.push((Listener::unix(path).await?, local));
         }
-        for listener in listeners {
+        for (listener, rules) in listeners {
             self.api_addresses.extend(listener.tcp_address());
             tracing::info!(event = "listen", listener = rules.name, address = listener.address(), "listening");
             let (router, stop) = (router.clone(), ending.clone());
             let serve = move |connection| api::serve(connection, router.clone(), stop.clone());
-            self.spawn("api listener", listen::accept(listener, rules.clone(), ending.clone(), serve));
+            self.spawn("api listener", listen::accept(listener, rules, ending.clone(), serve));
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl FailureLimit {
     pub fn permits(&self, address: IpAddr, now: Instant) -> bool {
         let counts = self.counts();
         let count = counts
-            .get(&group(address))
+            .get(&source_group(address))
             .or_else(|| if counts.len() < MAX_ADDRESSES { None } else { counts.get(&OVERFLOW) });
         count.is_none_or(|count| count.refilled(now).used < BURST)
     }
@@ -45,7 +45,7 @@ impl FailureLimit {
     /// An attempt from this address failed.
     pub fn failed(&self, address: IpAddr, now: Instant) {
         let mut counts = self.counts();
-        let mut group = group(address);
+        let mut group = source_group(address);
         if !counts.contains_key(&group) && counts.len() >= MAX_ADDRESSES {
             counts.retain(|_, count| count.refilled(now).used > 0);
             if counts.len() >= MAX_ADDRESSES {
@@ -66,7 +66,8 @@ impl FailureLimit {
 /// No host has this address.
 const OVERFLOW: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
-fn group(address: IpAddr) -> IpAddr {
+/// What is counted as one source: an IPv4 address, or an IPv6 network of 64 bits.
+pub(crate) fn source_group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let network = u128::from(address) & !u128::from(u64::MAX);

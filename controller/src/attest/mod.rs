@@ -86,7 +86,6 @@ pub struct NewToken {
 }
 
 /// What a node asks for.
-#[derive(Clone, Debug)]
 pub struct Application {
     /// Its name.
     pub node: String,

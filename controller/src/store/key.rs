@@ -78,6 +78,12 @@ impl StoreKeySource {
         Self { file: Some(path.into()), env: None, credential: None }
     }
 
+    /// The same, with a relative file counting from `base`.
+    #[must_use]
+    pub fn relative_to(self, base: &Path) -> Self {
+        Self { file: self.file.map(|file| base.join(file)), ..self }
+    }
+
     /// Reads the key.
     pub fn load(&self) -> Result<StoreKey, StoreKeyError> {
         match (&self.file, &self.env, &self.credential) {

@@ -82,6 +82,7 @@ async fn r36_tokens_expire_and_end_and_guesses_are_limited() {
         statuses.push(cluster.call("GET", "/v1/whoami", Some(&guess), "").await.0);
     }
     assert_eq!((statuses[0], statuses[11]), (401, 429), "{statuses:?}");
+    assert_eq!(cluster.get("/v1/whoami").await.0, 200, "who shares the address is not locked out");
 }
 
 #[tokio::test]

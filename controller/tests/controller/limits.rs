@@ -124,3 +124,27 @@ async fn r36_whoever_shows_no_certificate_does_not_stay_at_the_nodes_port() {
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("write");
     closed_within(&mut stream, Duration::from_secs(45)).await;
 }
+
+#[tokio::test]
+async fn r36_one_address_does_not_take_the_places_of_all_others() {
+    let cluster = Cluster::with("api_socket: api.sock\n").await;
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..150 {
+        let mut stream = TcpStream::connect(cluster.api()).await.expect("TCP");
+        let mut byte = [0];
+        match tokio::time::timeout(Duration::from_millis(20), stream.read(&mut byte)).await {
+            Ok(_) => refused += 1,
+            Err(_) => held.push(stream),
+        }
+    }
+    assert_eq!((held.len(), refused), (128, 22), "the rest is closed at once");
+    let socket = tokio::net::UnixStream::connect(cluster.directory.path().join("api.sock")).await.expect("connect");
+    let config =
+        tls::anonymous_client_config(&cluster.trust(), ExpectedPeer::AnyController, &[b"http/1.1"]).expect("tls");
+    let name = rustls::pki_types::ServerName::try_from("controller").expect("name");
+    tokio_rustls::TlsConnector::from(config).connect(name, socket).await.expect("the socket is not concerned");
+    drop(held);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(cluster.get("/v1/whoami").await.0, 200, "places are given back");
+}

@@ -4,6 +4,7 @@ mod api;
 mod enrolment;
 mod harness;
 mod limits;
+mod program;
 mod session;
 mod store;
 mod watch;

@@ -161,11 +161,16 @@ async fn r31_a_node_rotates_its_key_and_the_old_one_opens_no_session_any_more() 
     // Until the new key was used, an answer that was lost does no harm: the old one still opens a session.
     let mut session = cluster.session(&node).await.expect("the old key");
     node.beat(&mut session).await;
-    let old = node.svids.get(&node.id).expect("held");
+    let old = std::mem::take(&mut node.svids);
     node.svids.install(svid(&node_id("a"), chain, key));
     let mut session = cluster.session(&node).await.expect("the new key");
     node.beat(&mut session).await;
-    assert_ne!(node.svids.get(&node.id).expect("held").spki_sha256(), old.spki_sha256());
+
+    let new = std::mem::replace(&mut node.svids, old);
+    let refused = cluster.session(&node).await.expect_err("the old key is over");
+    assert!(refused.message().contains("not the one"), "{refused}");
+    node.svids = new;
+    node.beat(&mut session).await;
     assert_eq!(cluster.node_status("a").await["state"], "active");
 }
 
