@@ -26,7 +26,7 @@ use crate::capture::Destination;
 use crate::limits::Limits;
 use crate::sandbox::{self, Applied, SandboxError};
 use crate::shared::{Node, Shared};
-use crate::worker::listen::{Purpose, Spec};
+use crate::worker::listen::Purpose;
 use crate::worker::{self, Command, Handle, WorkerError};
 
 /// Workers at most: more than any machine has use for.
@@ -93,10 +93,7 @@ pub async fn run(channel: Channel, log: AccessLog, process: Option<Applied>) -> 
         other => return Err(ControlError::NotSetUp(message_name(other.as_ref()))),
     };
     let (shared, count) = set_up(&setup, log)?;
-    let mut workers = Vec::with_capacity(count);
-    for number in 0..count {
-        workers.push(worker::start(Arc::clone(&shared), number, sandboxed).await?);
-    }
+    let workers = worker::start(&shared, count, sandboxed).await?;
     // Last, because the workers need calls that this thread does not.
     let mut applied = process.unwrap_or_default();
     if sandboxed {
@@ -326,7 +323,7 @@ impl Control {
             })?;
             let socket = TcpListener::from(descriptor);
             socket.set_nonblocking(true)?;
-            tell(worker, Command::Listen(Spec { listener: socket, purpose: purpose.clone() })).await;
+            tell(worker, worker.pass(&socket, purpose.clone())?).await;
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use crate::capture::Destination;
 use crate::limits::Limits;
 use crate::shared::{Node, Shared, boottime};
 use crate::tunnel::info::wall_clock;
-use crate::worker::listen::{Purpose, Spec};
+use crate::worker::listen::Purpose;
 use crate::worker::{self, Command, Handle};
 
 pub(crate) const HOUR: Duration = Duration::from_hours(1);
@@ -205,9 +205,7 @@ impl Site {
         let shared = Arc::new(Shared::new(node, limits.clone(), workers, log));
         let workload = SpiffeId::workload(domain, "default", name).expect("id");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
-        let workers: Vec<_> = (0..workers)
-            .map(|number| runtime.block_on(worker::start(Arc::clone(&shared), number, false)).expect("worker"))
-            .collect();
+        let workers = runtime.block_on(worker::start(&shared, workers, false)).expect("workers");
         let tunnel = listen(&workers, address, &Purpose::Tunnel);
         let capture = Purpose::Capture(Arc::new(workload.clone()), Destination::Fixed(target));
         let capture = listen(&workers, IpAddr::V4(Ipv4Addr::LOCALHOST), &capture);
@@ -226,8 +224,8 @@ fn listen(workers: &[Handle], address: IpAddr, purpose: &Purpose) -> SocketAddr 
         socket.listen(1024).expect("listen");
         socket.set_nonblocking(true).expect("nonblocking");
         bound = socket.local_addr().expect("address").as_socket().expect("IP");
-        let spec = Spec { listener: TcpListener::from(socket), purpose: purpose.clone() };
-        worker.commands.blocking_send(Command::Listen(spec)).expect("worker");
+        let command = worker.pass(&TcpListener::from(socket), purpose.clone()).expect("pass");
+        worker.commands.blocking_send(command).expect("worker");
     }
     bound
 }

@@ -29,15 +29,6 @@ pub enum Purpose {
     Tunnel,
 }
 
-/// A listener for a worker.
-#[derive(Debug)]
-pub struct Spec {
-    /// The socket, nonblocking.
-    pub listener: StdListener,
-    /// What it is for.
-    pub purpose: Purpose,
-}
-
 /// The listeners that are served.
 #[derive(Debug)]
 pub struct Listening {
@@ -51,17 +42,17 @@ impl Listening {
         Self { tasks: Vec::new(), config }
     }
 
-    /// Serves one more.
-    pub fn serve(&mut self, worker: &Rc<Worker>, spec: Spec) {
-        let listener = match TcpListener::from_std(spec.listener) {
+    /// Serves one more; the socket is nonblocking.
+    pub fn serve(&mut self, worker: &Rc<Worker>, listener: StdListener, purpose: Purpose) {
+        let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, "a listener that was passed cannot be used");
                 return;
             }
         };
-        let task = accept_all(Rc::clone(worker), listener, spec.purpose.clone(), Arc::clone(&self.config));
-        self.tasks.push((spec.purpose, tokio::task::spawn_local(task)));
+        let task = accept_all(Rc::clone(worker), listener, purpose.clone(), Arc::clone(&self.config));
+        self.tasks.push((purpose, tokio::task::spawn_local(task)));
     }
 
     /// Closes a workload's listeners.

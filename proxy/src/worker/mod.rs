@@ -1,6 +1,7 @@
 //! Workers: one thread for each core, with a runtime, listeners, pools and flows of its own. Nothing of a flow ever
 //! crosses to another thread.
 
+pub mod descriptors;
 pub mod listen;
 pub mod registry;
 pub mod report;
@@ -9,9 +10,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use self::listen::{Listening, Spec};
+use self::listen::{Listening, Purpose};
 use self::registry::{Cut, Flow, Registry};
 use self::report::{Live, Verdict};
 use crate::access_log::{self, BATCH};
@@ -77,8 +78,8 @@ pub enum WorkerError {
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Command {
-    /// Serve this listener.
-    Listen(Spec),
+    /// Serve the listener that has been passed ([`Handle::pass`]).
+    Listen(Purpose),
     /// Stop listening for this workload's connections.
     Unlisten(Arc<SpiffeId>),
     /// Describe the flows.
@@ -96,6 +97,15 @@ pub struct Handle {
     pub thread: JoinHandle<()>,
     /// What its sandbox applied.
     pub applied: Applied,
+    descriptors: descriptors::Sender,
+}
+
+impl Handle {
+    /// Passes a listener to the worker's own table: the command that must follow, in the order of passing.
+    pub fn pass(&self, listener: &TcpListener, purpose: Purpose) -> io::Result<Command> {
+        self.descriptors.pass(listener)?;
+        Ok(Command::Listen(purpose))
+    }
 }
 
 /// A worker's own state. Only its thread sees it.
@@ -116,31 +126,49 @@ pub struct Worker {
     ticks: Cell<u64>,
 }
 
-/// Starts worker `number` and waits until its sandbox is in force.
-pub async fn start(shared: Arc<Shared>, number: usize, sandboxed: bool) -> Result<Handle, WorkerError> {
-    let (commands, inbox) = mpsc::channel(COMMANDS);
-    let (ready, started) = oneshot::channel();
-    let thread = std::thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .spawn(move || run_thread(shared, number, sandboxed, inbox, ready))
-        .map_err(|source| WorkerError::Start { number, source })?;
-    let applied = started.await.unwrap_or(Err(WorkerError::Died(number)))?;
-    Ok(Handle { commands, thread, applied })
+/// Starts so many workers and waits until their sandboxes are in force. An error ends the process.
+pub async fn start(shared: &Arc<Shared>, count: usize, sandboxed: bool) -> Result<Vec<Handle>, WorkerError> {
+    let everybody = Arc::new(Barrier::new(count));
+    let mut starting = Vec::with_capacity(count);
+    for number in 0..count {
+        let failed = |source| WorkerError::Start { number, source };
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (descriptors, passed) = descriptors::pair().map_err(failed)?;
+        let (ready, started) = oneshot::channel();
+        let start = Start { shared: Arc::clone(shared), number, sandboxed, everybody: Arc::clone(&everybody) };
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || run_thread(&start, inbox, passed, ready))
+            .map_err(failed)?;
+        starting.push((commands, descriptors, thread, started));
+    }
+    let mut workers = Vec::with_capacity(count);
+    for (number, (commands, descriptors, thread, started)) in starting.into_iter().enumerate() {
+        let applied = started.await.unwrap_or(Err(WorkerError::Died(number)))?;
+        workers.push(Handle { commands, thread, applied, descriptors });
+    }
+    Ok(workers)
 }
 
-fn run_thread(
+struct Start {
     shared: Arc<Shared>,
     number: usize,
     sandboxed: bool,
+    /// All workers' threads.
+    everybody: Arc<Barrier>,
+}
+
+fn run_thread(
+    start: &Start,
     inbox: mpsc::Receiver<Command>,
+    passed: descriptors::Receiver,
     ready: oneshot::Sender<Result<Applied, WorkerError>>,
 ) {
-    let prepared = prepare(&shared, number, sandboxed);
-    let (runtime, config, applied) = match prepared {
+    let (runtime, config, applied) = match prepare(start) {
         Ok(prepared) => prepared,
         Err(error) => {
             if ready.send(Err(error)).is_err() {
-                tracing::error!(worker = number, "a worker failed, and nobody asked");
+                tracing::error!(worker = start.number, "a worker failed, and nobody asked");
             }
             return;
         }
@@ -148,26 +176,32 @@ fn run_thread(
     if ready.send(Ok(applied)).is_err() {
         return;
     }
-    let worker = Rc::new(Worker::new(shared, number));
-    runtime.block_on(worker.run(inbox, config));
+    let worker = Rc::new(Worker::new(Arc::clone(&start.shared), start.number));
+    runtime.block_on(worker.run(inbox, passed, config));
 }
 
 type Prepared = (tokio::runtime::LocalRuntime, Arc<ServerConfig>, Applied);
 
-fn prepare(shared: &Shared, number: usize, sandboxed: bool) -> Result<Prepared, WorkerError> {
+fn prepare(start: &Start) -> Result<Prepared, WorkerError> {
+    let Start { shared, number, sandboxed, everybody } = start;
+    let number = *number;
+    let failed = |source| WorkerError::Start { number, source };
     let runtime = Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .event_interval(EVENT_INTERVAL)
-        .build_local(LocalOptions::default())
-        .map_err(|source| WorkerError::Start { number, source })?;
+        .build_local(LocalOptions::default());
+    // Every worker can wake every other: the descriptors for that are to be in all tables.
+    everybody.wait();
+    let runtime = runtime.map_err(failed)?;
     let identity = ServerIdentity::ByServerName(shared.svids.clone());
     let config = server_config(identity, &shared.trust, ClientAuth::Required, &[oct::ALPN])
         .map_err(|source| WorkerError::Tls { number, source })?;
     // The record layer takes over the traffic keys: see tunnel/tls/record.rs.
     let mut config = Arc::unwrap_or_clone(config);
     config.enable_secret_extraction = true;
-    let applied = if sandboxed {
+    let applied = if *sandboxed {
+        descriptors::leave_common_table().map_err(failed)?;
         sandbox::confine_worker().map_err(|source| WorkerError::Sandbox { number, source })?
     } else {
         Applied::default()
@@ -192,7 +226,12 @@ impl Worker {
         }
     }
 
-    async fn run(self: Rc<Self>, mut inbox: mpsc::Receiver<Command>, config: Arc<ServerConfig>) {
+    async fn run(
+        self: Rc<Self>,
+        mut inbox: mpsc::Receiver<Command>,
+        passed: descriptors::Receiver,
+        config: Arc<ServerConfig>,
+    ) {
         let mut listening = Listening::new(config);
         let mut deadline: Option<Instant> = None;
         let mut tick = tokio::time::interval(TICK);
@@ -200,8 +239,12 @@ impl Worker {
         loop {
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Listen(_)) if deadline.is_some() || self.shared.is_severed() => {}
-                    Some(Command::Listen(spec)) => listening.serve(&self, spec),
+                    Some(Command::Listen(purpose)) => match passed.take() {
+                        // Taken in any case: one for each command.
+                        Ok(_) if deadline.is_some() || self.shared.is_severed() => {}
+                        Ok(listener) => listening.serve(&self, listener.into(), purpose),
+                        Err(error) => tracing::error!(%error, "a listener did not arrive"),
+                    },
                     Some(Command::Unlisten(workload)) => listening.stop_workload(&workload),
                     Some(Command::Flows(reply)) => {
                         let flows = self.registry.flows().iter().map(|flow| Live::of(flow)).collect();
