@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use opencluster_api::rest::NodeStatus;
 use sha2::{Digest, Sha256};
 
+use crate::binaries::Binaries;
 use crate::capture::Capture;
 use crate::operator::Operator;
 use crate::poll;
@@ -93,8 +94,8 @@ impl Cluster {
     pub fn up(test: &str, wanted: &Wanted) -> anyhow::Result<Self> {
         let alone = wanted.alone.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
         let with_others = (!wanted.alone).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
-        let name = rig_name(test);
-        let binaries = crate::binaries::Binaries::locate()?;
+        let binaries = Binaries::locate()?;
+        let name = rig_name(test, &binaries);
         let resources = binaries.target().join(format!("{name}.yaml"));
         let mut up = Command::new(binaries.path("opencluster-rig")?);
         up.args(["up", "--name", &name, "--nodes", &wanted.nodes.join(",")]);
@@ -268,9 +269,10 @@ impl Cluster {
     }
 }
 
-/// The same for the same test, so that a rig which a killed test left behind is replaced by its next run.
-fn rig_name(test: &str) -> String {
-    let digest = Sha256::digest(test);
+/// The rig of a test: the same for the same test of the same checkout, so that a rig which a killed test left behind is
+/// replaced by its next run, and two checkouts do not replace each other's.
+pub fn rig_name(test: &str, binaries: &Binaries) -> String {
+    let digest = Sha256::digest(format!("{test} {}", binaries.directory().display()));
     format!("t{}", hex::encode(&digest[..5]))
 }
 

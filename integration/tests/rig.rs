@@ -11,7 +11,7 @@ use anyhow::ensure;
 use nix::sys::signal::Signal;
 use opencluster_integration::binaries::Binaries;
 use opencluster_integration::cgroup::Cgroups;
-use opencluster_integration::harness::{A_TO_B, Cluster, Wanted, Who};
+use opencluster_integration::harness::{A_TO_B, Cluster, Wanted, Who, rig_name};
 use opencluster_integration::layout::ALL_RIGS;
 use opencluster_integration::poll;
 use opencluster_integration::process::ProcessId;
@@ -68,25 +68,26 @@ fn rig(arguments: &[&str]) -> anyhow::Result<Command> {
 
 #[test]
 fn rig_leaves_nothing_behind() -> anyhow::Result<()> {
-    const NAME: &str = "tleavings";
-    let state = StateDir::of(Binaries::locate()?.target(), NAME);
-    rig(&["down", "--name", NAME])?.status()?;
-    let before = Machine::look(NAME)?;
+    let name = rig_name("tleavings", &Binaries::locate()?);
+    let name = name.as_str();
+    let state = StateDir::of(Binaries::locate()?.target(), name);
+    rig(&["down", "--name", name])?.status()?;
+    let before = Machine::look(name)?;
     ensure!(before.namespaces.is_empty() && before.cgroups.is_empty(), "not clean to begin with: {before:?}");
 
-    ensure!(rig(&["up", "--name", NAME, "--bare", "x"])?.status()?.success(), "it did not come up");
-    let meanwhile = Machine::look(NAME)?;
+    ensure!(rig(&["up", "--name", name, "--bare", "x"])?.status()?.success(), "it did not come up");
+    let meanwhile = Machine::look(name)?;
     // The positive control: while it is up, all of it is seen by the same eyes ...
     ensure!(meanwhile.namespaces.len() == 5 && !meanwhile.mounts.is_empty(), "{meanwhile:?}");
-    ensure!(!meanwhile.processes.is_empty() && meanwhile.cgroups == [NAME], "{meanwhile:?}");
+    ensure!(!meanwhile.processes.is_empty() && meanwhile.cgroups == [name], "{meanwhile:?}");
     // ... and still the machine's own network is what it was.
     ensure!(
         (&meanwhile.links, &meanwhile.addresses, &meanwhile.rules, &meanwhile.firewall)
             == (&before.links, &before.addresses, &before.rules, &before.firewall),
         "the machine's own network changed: {before:?} {meanwhile:?}"
     );
-    ensure!(rig(&["down", "--name", NAME])?.status()?.success(), "it did not go down");
-    let after = Machine::look(NAME)?;
+    ensure!(rig(&["down", "--name", name])?.status()?.success(), "it did not go down");
+    let after = Machine::look(name)?;
     ensure!(after == before, "left behind: {after:?}, before: {before:?}");
     ensure!(!state.path().exists(), "the state directory is still there");
     Ok(())
@@ -94,24 +95,25 @@ fn rig_leaves_nothing_behind() -> anyhow::Result<()> {
 
 #[test]
 fn rig_leaves_nothing_behind_after_a_crash() -> anyhow::Result<()> {
-    const NAME: &str = "tcrash";
-    rig(&["down", "--name", NAME])?.status()?;
-    let before = Machine::look(NAME)?;
+    let name = rig_name("tcrash", &Binaries::locate()?);
+    let name = name.as_str();
+    rig(&["down", "--name", name])?.status()?;
+    let before = Machine::look(name)?;
 
     // Killed at every stage of coming up: `down` must cope with whatever half is there.
     for milliseconds in [10, 60, 150, 400, 800] {
-        let mut up = rig(&["up", "--name", NAME])?.stderr(Stdio::null()).spawn()?;
+        let mut up = rig(&["up", "--name", name])?.stderr(Stdio::null()).spawn()?;
         poll::until(Duration::from_millis(milliseconds), || up.try_wait().transpose());
         up.kill()?;
         up.wait()?;
-        ensure!(rig(&["down", "--name", NAME])?.status()?.success(), "down after {milliseconds} ms");
-        let after = Machine::look(NAME)?;
+        ensure!(rig(&["down", "--name", name])?.status()?.success(), "down after {milliseconds} ms");
+        let after = Machine::look(name)?;
         ensure!(after == before, "left behind after {milliseconds} ms: {after:?}");
     }
 
     // Everything of it killed, and its record gone as well.
-    ensure!(rig(&["up", "--name", NAME])?.status()?.success(), "it did not come up");
-    for pid in Machine::look(NAME)?.processes {
+    ensure!(rig(&["up", "--name", name])?.status()?.success(), "it did not come up");
+    for pid in Machine::look(name)?.processes {
         // Some end by themselves when others do.
         if let Ok(process) = ProcessId::of(pid)
             && process.is_alive()
@@ -119,38 +121,39 @@ fn rig_leaves_nothing_behind_after_a_crash() -> anyhow::Result<()> {
             process.signal(Signal::SIGKILL).or_else(|error| if process.is_alive() { Err(error) } else { Ok(()) })?;
         }
     }
-    StateDir::of(Binaries::locate()?.target(), NAME).remove()?;
-    ensure!(rig(&["down", "--name", NAME])?.status()?.success(), "down after everything was killed");
-    let after = Machine::look(NAME)?;
+    StateDir::of(Binaries::locate()?.target(), name).remove()?;
+    ensure!(rig(&["down", "--name", name])?.status()?.success(), "down after everything was killed");
+    let after = Machine::look(name)?;
     ensure!(after == before, "left behind: {after:?}");
     Ok(())
 }
 
 #[test]
 fn rig_takes_itself_down_when_interrupted_or_unable() -> anyhow::Result<()> {
-    const NAME: &str = "tinterrupt";
-    rig(&["down", "--name", NAME])?.status()?;
-    let before = Machine::look(NAME)?;
-    let mut up = rig(&["up", "--name", NAME])?.stderr(Stdio::null()).spawn()?;
+    let name = rig_name("tinterrupt", &Binaries::locate()?);
+    let name = name.as_str();
+    rig(&["down", "--name", name])?.status()?;
+    let before = Machine::look(name)?;
+    let mut up = rig(&["up", "--name", name])?.stderr(Stdio::null()).spawn()?;
     let there = poll::until_true(Duration::from_secs(10), || {
-        Machine::look(NAME).is_ok_and(|machine| !machine.processes.is_empty())
+        Machine::look(name).is_ok_and(|machine| !machine.processes.is_empty())
     });
     ensure!(there, "nothing of it ever showed");
     ProcessId::of(up.id().cast_signed())?.signal(Signal::SIGINT)?;
     ensure!(!up.wait()?.success(), "it came up although it was interrupted");
-    ensure!(Machine::look(NAME)? == before, "left behind after Ctrl-C");
+    ensure!(Machine::look(name)? == before, "left behind after Ctrl-C");
 
-    let file = std::env::temp_dir().join("opencluster-bad.yaml");
+    let file = std::env::temp_dir().join(format!("{name}.yaml"));
     fs::write(&file, "apiVersion: opencluster/v1\nkind: Service\nmetadata: {name: x}\nspec: {prots: []}\n")?;
-    let mut command = rig(&["up", "--name", NAME, "--apply"])?;
+    let mut command = rig(&["up", "--name", name, "--apply"])?;
     let output = command.arg(&file).stderr(Stdio::piped()).output()?;
     fs::remove_file(&file)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && said.contains("prots"), "{said}");
-    ensure!(Machine::look(NAME)? == before, "left behind after bad resources");
-    ensure!(rig(&["down", "--name", NAME])?.status()?.success(), "down");
+    ensure!(Machine::look(name)? == before, "left behind after bad resources");
+    ensure!(rig(&["down", "--name", name])?.status()?.success(), "down");
 
-    let output = rig(&["up", "--name", NAME, "--controllers", "3"])?.stderr(Stdio::piped()).output()?;
+    let output = rig(&["up", "--name", name, "--controllers", "3"])?.stderr(Stdio::piped()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && said.contains("shared store"), "{said}");
     Ok(())
