@@ -166,6 +166,8 @@ fn rig_exec_is_faithful() -> anyhow::Result<()> {
 
     ensure!(exec(&["a", "--", "sh", "-c", "exit 7"])?.status()?.code() == Some(7), "the exit code");
     ensure!(exec(&["a", "--", "sh", "-c", "kill -TERM $$"])?.status()?.signal() == Some(15), "death by a signal");
+    // Rust programs ignore SIGPIPE, and what they start would, too: a pipeline's beginning has to die with its end.
+    ensure!(exec(&["a", "--", "sh", "-c", "kill -PIPE $$"])?.status()?.signal() == Some(13), "SIGPIPE is ignored");
     ensure!(exec(&["a", "--", "/no/such/program"])?.stderr(Stdio::null()).status()?.code() == Some(127), "not found");
 
     let mut child = exec(&["a", "--", "cat"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -1,14 +1,13 @@
 //! `opencluster-node run`: asks the daemon to let this process into a workload, gives up what leads around the proxy, and
 //! becomes the command.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::time::Duration;
-
-use nix::errno::Errno;
 
 use super::protocol::{self, Answer, MAX_ANSWER, ProtocolError, Request};
 use super::sandbox::{self, SandboxError};
@@ -44,17 +43,17 @@ pub(crate) enum RunError {
     Answer,
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    #[error("the command contains a zero byte")]
-    Command(#[from] std::ffi::NulError),
+    #[error("no command to run")]
+    NoCommand,
     #[error("cannot run {}: {source}", command.display())]
-    Exec { command: PathBuf, source: Errno },
+    Exec { command: PathBuf, source: io::Error },
 }
 
 impl RunError {
     /// As shells and container runtimes have it: 127 not found, 126 not executable, 125 anything before.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Exec { source: Errno::ENOENT, .. } => 127,
+            Self::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Exec { .. } => 126,
             _ => 125,
         }
@@ -72,10 +71,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<std::convert::Infallible, Run
     let run_dir = arguments.socket.parent().unwrap_or(Path::new("/"));
     sandbox::enter(run_dir)?;
 
-    let argv: Vec<CString> =
-        arguments.command.iter().map(|argument| CString::new(argument.as_bytes())).collect::<Result<_, _>>()?;
-    nix::unistd::execvp(&argv[0], &argv)
-        .map_err(|source| RunError::Exec { command: PathBuf::from(&arguments.command[0]), source })
+    // Not execvp: this gives the command back the default action of SIGPIPE, which Rust's runtime took from us.
+    let (command, rest) = arguments.command.split_first().ok_or(RunError::NoCommand)?;
+    let source = process::Command::new(command).args(rest).exec();
+    Err(RunError::Exec { command: PathBuf::from(command), source })
 }
 
 /// One question, one answer.
