@@ -1,8 +1,12 @@
 //! R31: whoever cannot prove the right identity gets nothing, from either side of a tunnel.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
+use opencluster_controller::store::key::StoreKeySource;
+use opencluster_controller::store::{EmbeddedStore, Store as _, Table};
 use opencluster_integration::harness::{Cluster, PATIENCE, Probe, Wanted, Who};
 use opencluster_integration::poll;
 use opencluster_integration::report::Event;
@@ -64,7 +68,7 @@ impl Attack {
         let echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
         let token = cluster.operator.token("rogue")?;
         let token_file = cluster.directory.join("token");
-        std::fs::write(&token_file, &token.token)?;
+        fs::write(&token_file, &token.token)?;
         let files = cluster.directory.display().to_string();
         let ids = ["--as", "spiffe://rig.test/ns/default/sa/rogue", "--as", "spiffe://rig.test/ns/default/sa/other"];
         let token_file = token_file.display().to_string();
@@ -96,6 +100,21 @@ impl Attack {
     fn tunnel_with(&self, number: usize) -> anyhow::Result<Event> {
         let files = self.files(number);
         self.tunnel("spiffe://rig.test/ns/default/sa/b", &files.each_ref().map(String::as_str))
+    }
+
+    /// The secret of the cluster's issuer, out of a copy of the controller's store.
+    fn steal_issuer(&self) -> anyhow::Result<PathBuf> {
+        let controller = self.cluster.rig.state.host("ctl")?;
+        let key = StoreKeySource::file(controller.join("store.key")).load()?;
+        let copy = self.cluster.directory.join("store.redb");
+        // A copy that was taken in the middle of a commit is not whole: another one will be.
+        let secret = poll::until(PATIENCE, || {
+            fs::copy(controller.join("store.redb"), &copy).ok()?;
+            EmbeddedStore::open(&copy, &key).ok()?.get(Table::Ca, "issuer").ok()?
+        });
+        let file = self.cluster.directory.join("issuer");
+        fs::write(&file, &*secret.ok_or_else(|| anyhow!("the controller's store cannot be read"))?.value)?;
+        Ok(file)
     }
 
     /// What an impostor with this claim gets from a's proxy, when workload a connects to the service that it offers.
@@ -174,6 +193,46 @@ fn r31_clients_refuse_impostors() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The worst that can be signed: by the cluster's own issuer, whose secret a thief has. What such a certificate says still
+/// has to be right. (That a thief may make one that is right is why the store is sealed.)
+#[test]
+fn r31_wrong_certificates_of_the_right_issuer_are_refused_on_both_sides() -> anyhow::Result<()> {
+    let attack = Attack::begin("r31_wrong_certificates")?;
+    let issuer = attack.steal_issuer()?;
+    let issuer = issuer.to_str().ok_or_else(|| anyhow!("a path in UTF-8"))?;
+    let stolen = |more: &[&'static str]| -> Vec<String> {
+        let claim = ["--identity", "stolen", "--issuer", issuer, "--id", "spiffe://rig.test/ns/default/sa/rogue"];
+        claim.iter().chain(more).map(|argument| (*argument).to_owned()).collect()
+    };
+    let (b, right) = ("spiffe://rig.test/ns/default/sa/b", stolen(&[]));
+    let right: Vec<_> = right.iter().map(String::as_str).collect();
+    // The positive control: the same thief's certificate with the right time and one name is believed, on either side.
+    let control = poll::until_true(PATIENCE, || {
+        attack.tunnel(b, &right).is_ok_and(|event| is_accepted(&event))
+            && matches!(attack.trap(&right), Ok(Event::Answered { frame: 1, .. }))
+    });
+    ensure!(control, "not even a right one: {:?}, {:?}", attack.tunnel(b, &right), attack.trap(&right));
+
+    for (fault, more) in [
+        ("expired an hour ago", &["--from", "-7200", "--until", "-3600"][..]),
+        ("expired just now", &["--until", "-2"]),
+        ("not valid for another hour", &["--from", "3600", "--until", "7200"]),
+        ("a second name, of the same node", &["--id", "spiffe://rig.test/ns/default/sa/other"]),
+        ("a second name, of another node", &["--id", "spiffe://rig.test/ns/default/sa/a"]),
+        ("the same name twice", &["--id", "spiffe://rig.test/ns/default/sa/rogue"]),
+        ("a second name that is no SPIFFE ID", &["--id", "https://rig.test/"]),
+    ] {
+        let claim = stolen(more);
+        let claim: Vec<_> = claim.iter().map(String::as_str).collect();
+        let event = attack.tunnel(b, &claim)?;
+        ensure!(matches!(event, Event::Refused { .. }), "as a client, {fault}: {event:?}");
+        let event = attack.trap(&claim)?;
+        ensure!(matches!(event, Event::Refused { .. }), "as a server, {fault}: {event:?}");
+    }
+    ensure!(is_accepted(&attack.tunnel(b, &right)?), "after all that, the right one is refused");
+    Ok(())
+}
+
 #[test]
 fn r31_revoked_identities_are_refused_on_both_sides() -> anyhow::Result<()> {
     let attack = Attack::begin("r31_revoked_identities")?;
@@ -223,7 +282,7 @@ fn r31_a_node_gets_no_certificate_that_is_not_its_own() -> anyhow::Result<()> {
     let token_file_name = token_file.display().to_string();
     let files = cluster.directory.display().to_string();
     for id in ["spiffe://rig.test/ns/default/sa/b", "spiffe://rig.test/node/b", "spiffe://rig.test/controller/ctl"] {
-        std::fs::write(&token_file, cluster.operator.token("rogue")?.token)?;
+        fs::write(&token_file, cluster.operator.token("rogue")?.token)?;
         let arguments = ["rogue", "--token-file", &token_file_name, "--out", &files, "--as", id];
         let mut rogue = cluster.start(Who::Host("x"), &arguments)?;
         let outcome = rogue.event(PATIENCE);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use opencluster_forge::ForgingCa;
 use opencluster_identity::authority::Issued;
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::key::PrivateKey;
@@ -18,7 +19,8 @@ use rustls::pki_types::ServerName;
 use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 
 use crate::common::{
-    ALPN, Cluster, ForgingCa, HOUR, Process, connect, connect_to, domain, echo, leaf_params, nobody, ping, workload,
+    ALPN, Cluster, HOUR, Process, connect, connect_to, domain, echo, forged_client, forged_server, leaf_params, nobody,
+    ping, trust_in, workload,
 };
 
 #[tokio::test]
@@ -85,12 +87,12 @@ async fn r31_only_strong_parameters_are_negotiated() {
 /// A resumed session would bypass revocations: neither side of ours resumes, whatever the other offers.
 #[tokio::test]
 async fn r31_no_session_is_ever_resumed() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let cluster = Cluster::new(&domain());
     let (a, b) = (workload("a"), workload("b"));
-    let ours = Process { trust: ca.trust(), ..cluster.process(&[&a]) };
-    let forged = ca.forge(&leaf_params(b.as_str()));
-    let (their_client, their_server) = (forged.client(), forged.server());
+    let ours = Process { trust: trust_in(&ca), ..cluster.process(&[&a]) };
+    let forged = ca.forge(&leaf_params(b.as_str())).unwrap();
+    let (their_client, their_server) = (forged_client(&forged), forged_server(&forged));
     let (our_client, our_server) = (ours.client(&a), ours.server());
     let twice = async |client: &Arc<rustls::ClientConfig>, server: &Arc<ServerConfig>, name: &SpiffeId| {
         connect_to(Arc::clone(client), Arc::clone(server), name).await.both();

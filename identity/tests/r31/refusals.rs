@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{
-    ALPN, Cluster, Forged, ForgingCa, HOUR, Process, after, connect, connect_to, domain, id, leaf_params, nobody,
-    workload,
+    ALPN, Cluster, HOUR, Process, after, connect, connect_to, domain, forged_client, forged_server, id,
+    issuer_not_after, leaf_params, nobody, trust_in, workload,
 };
+use opencluster_forge::{Forged, ForgingCa};
 use opencluster_identity::bundle::TrustBundle;
 use opencluster_identity::revocation::{RevocationError, RevocationSet, Revocations};
 use opencluster_identity::svid::SvidStore;
@@ -24,27 +25,28 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// Shows what a trusted but careless authority signed to our client and to our server, after the control. Returns how the
 /// client and the server refused it.
 async fn refuse_forged(fault: impl FnOnce(&mut CertificateParams)) -> [VerifyError; 2] {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let mut params = leaf_params(workload("b").as_str());
     assert_accepted(&ca, &params).await;
     fault(&mut params);
-    refuse(&ca, &ca.forge(&params)).await
+    refuse(&ca, &ca.forge(&params).unwrap()).await
 }
 
 /// Ours is a process that trusts the forger, with the SVID of workload a in its store; the forger's certificate is for
 /// workload b, unless it says otherwise.
 async fn refuse(ca: &ForgingCa, forged: &Forged) -> [VerifyError; 2] {
-    let ours = our_process(&ca.trust());
-    let by_client = connect_to(ours.client(&workload("a")), forged.server(), &workload("b")).await.refused_by_client();
-    let by_server = connect_to(forged.client(), ours.server(), &workload("a")).await.refused_by_server();
+    let ours = our_process(&trust_in(ca));
+    let by_client =
+        connect_to(ours.client(&workload("a")), forged_server(forged), &workload("b")).await.refused_by_client();
+    let by_server = connect_to(forged_client(forged), ours.server(), &workload("a")).await.refused_by_server();
     [by_client, by_server]
 }
 
 async fn assert_accepted(ca: &ForgingCa, params: &CertificateParams) {
-    let forged = ca.forge(params);
-    let ours = our_process(&ca.trust());
-    connect_to(ours.client(&workload("a")), forged.server(), &workload("b")).await.both();
-    connect_to(forged.client(), ours.server(), &workload("a")).await.both();
+    let forged = ca.forge(params).unwrap();
+    let ours = our_process(&trust_in(ca));
+    connect_to(ours.client(&workload("a")), forged_server(&forged), &workload("b")).await.both();
+    connect_to(forged_client(&forged), ours.server(), &workload("a")).await.both();
 }
 
 /// Holds a's SVID from our own authority. The forging peers accept anything, so whose it is does not matter.
@@ -56,21 +58,21 @@ fn our_process(trust: &Trust) -> Process {
 
 #[tokio::test]
 async fn r31_unknown_ca_is_refused() {
-    let known = ForgingCa::new("cluster.test", "cluster.test");
-    let unknown = ForgingCa::new("cluster.test", "cluster.test");
+    let known = ForgingCa::create("cluster.test", "cluster.test").unwrap();
+    let unknown = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&known, &params).await;
-    for error in refuse(&known, &unknown.forge(&params)).await {
+    for error in refuse(&known, &unknown.forge(&params).unwrap()).await {
         assert!(matches!(error, VerifyError::Chain(_)), "{error}");
     }
 }
 
 #[tokio::test]
 async fn r31_self_signed_leaf_is_refused() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&ca, &params).await;
-    let mut forged = ca.forge(&params);
+    let mut forged = ca.forge(&params).unwrap();
     forged.chain = vec![params.self_signed(&forged.key).unwrap().der().clone()];
     for error in refuse(&ca, &forged).await {
         assert!(matches!(error, VerifyError::Chain(_)), "{error}");
@@ -181,36 +183,36 @@ async fn r31_wrong_trust_domain_is_refused() {
         assert!(matches!(error, VerifyError::TrustDomain { .. }), "{error}");
     }
     // The root that we trust also has an issuer for another trust domain, which names somebody of ours.
-    let ours = ForgingCa::new("cluster.test", "cluster.test");
+    let ours = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&ours, &params).await;
-    let theirs = ForgingCa::new("cluster.test", "other.test");
-    for error in refuse(&theirs, &theirs.forge(&params)).await {
+    let theirs = ForgingCa::create("cluster.test", "other.test").unwrap();
+    for error in refuse(&theirs, &theirs.forge(&params).unwrap()).await {
         assert!(matches!(error, VerifyError::AuthorityDomain { .. }), "{error}");
     }
 }
 
 #[tokio::test]
 async fn r31_authority_below_the_issuer_is_refused() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&ca, &params).await;
-    for error in refuse(&ca, &ca.forge_below(&params)).await {
+    for error in refuse(&ca, &ca.forge_below("cluster.test", &params).unwrap()).await {
         assert!(matches!(error, VerifyError::Chain(webpki::Error::PathLenConstraintViolated)), "{error}");
     }
 }
 
 #[tokio::test]
 async fn r31_oversized_chains_are_refused() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&ca, &params).await;
-    let mut forged = ca.forge(&params);
-    forged.chain.extend(std::iter::repeat_n(ca.issuer_der.clone(), 3));
+    let mut forged = ca.forge(&params).unwrap();
+    forged.chain.extend(std::iter::repeat_n(ca.issuer().clone(), 3));
     for error in refuse(&ca, &forged).await {
         assert!(matches!(error, VerifyError::ChainTooLong(5)), "{error}");
     }
-    let mut forged = ca.forge(&params);
+    let mut forged = ca.forge(&params).unwrap();
     forged.chain.push(CertificateDer::from(vec![0x30; 9000]));
     for error in refuse(&ca, &forged).await {
         assert!(matches!(error, VerifyError::CertificateTooLarge(9000)), "{error}");
@@ -319,11 +321,11 @@ async fn r31_wrong_or_missing_server_name_is_refused() {
         ends.client.expect_err("the client must not get a connection");
         ends.server.expect_err("the server must not present another identity");
         // A forger's server answers to any name; the client does not mind the name but the identity.
-        let ca = ForgingCa::new("cluster.test", "cluster.test");
-        let ours = our_process(&ca.trust());
-        let forged = ca.forge(&leaf_params(b.as_str()));
-        connect_to(ours.client(&a), forged.server(), &b).await.both();
-        let error = connect(ours.client(&a), forged.server(), name).await.refused_by_client();
+        let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
+        let ours = our_process(&trust_in(&ca));
+        let forged = ca.forge(&leaf_params(b.as_str())).unwrap();
+        connect_to(ours.client(&a), forged_server(&forged), &b).await.both();
+        let error = connect(ours.client(&a), forged_server(&forged), name).await.refused_by_client();
         assert!(matches!(error, VerifyError::UnexpectedPeer { .. }), "{error}");
     }
 }
@@ -349,13 +351,13 @@ async fn r31_replaced_bundle_refuses_the_old_root_at_once() {
 /// An issuer's end is the end of what it signed, also for a chain that was verified before.
 #[test]
 fn r31_expired_issuer_is_refused() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let mut params = leaf_params(workload("b").as_str());
     params.not_after += 10 * HOUR;
-    let chain = ca.forge(&params).chain;
-    let (trust, now) = (ca.trust(), UnixTime::now());
+    let chain = ca.forge(&params).unwrap().chain;
+    let (trust, now) = (trust_in(&ca), UnixTime::now());
     for _ in 0..2 {
-        assert_eq!(trust.verify(&chain, now).unwrap().not_after(), ca.issuer_not_after());
+        assert_eq!(trust.verify(&chain, now).unwrap().not_after(), issuer_not_after(&ca));
     }
     let error = trust.verify(&chain, after(now, HOUR)).unwrap_err();
     assert!(matches!(error, VerifyError::Chain(webpki::Error::CertExpired { .. })), "{error}");
@@ -379,13 +381,13 @@ fn r31_verify_peer_consults_the_revocations() {
 
 #[tokio::test]
 async fn r31_stolen_certificate_without_its_key_is_refused() {
-    let ca = ForgingCa::new("cluster.test", "cluster.test");
+    let ca = ForgingCa::create("cluster.test", "cluster.test").unwrap();
     let params = leaf_params(workload("b").as_str());
     assert_accepted(&ca, &params).await;
-    let mut forged = ca.forge(&params);
-    let thief = ca.forge(&params);
+    let mut forged = ca.forge(&params).unwrap();
+    let thief = ca.forge(&params).unwrap();
     forged.key = thief.key;
-    let ours = our_process(&ca.trust());
+    let ours = our_process(&trust_in(&ca));
     // rustls will not even configure a mismatched key, so the thief brings its own resolver.
     let key = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&forged.private_key()).unwrap();
     let certified = Arc::new(rustls::sign::CertifiedKey::new(forged.chain.clone(), key));

@@ -1,18 +1,16 @@
 //! Certificates that attackers have: none, forged ones, and real ones that were taken or that are no longer good.
 
+use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType,
-};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use opencluster_forge::{Forged, ForgingCa, forge_self_signed, gullible_client, gullible_server, leaf_params};
+use rcgen::CertificateParams;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ServerConfig};
+use time::OffsetDateTime;
 
 use opencluster_identity::tls::crypto_provider;
 
@@ -22,9 +20,18 @@ pub(crate) struct Claim {
     /// Where the certificate comes from
     #[arg(long, value_enum, default_value = "none")]
     identity: Kind,
-    /// The SPIFFE ID in a forged certificate
+    /// The SPIFFE ID in a forged certificate; more than one for a certificate of several names
     #[arg(long, value_name = "SPIFFE-ID", default_value = "spiffe://rig.test/ns/default/sa/a")]
-    id: String,
+    id: Vec<String>,
+    /// From when a forged certificate counts, in seconds from now
+    #[arg(long, value_name = "SECONDS", default_value_t = -1800, allow_negative_numbers = true)]
+    from: i64,
+    /// Until when
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, allow_negative_numbers = true)]
+    until: i64,
+    /// The stolen secret of an issuer
+    #[arg(long, value_name = "FILE")]
+    issuer: Option<PathBuf>,
     /// A real certificate chain, PEM
     #[arg(long, value_name = "FILE")]
     chain: Option<PathBuf>,
@@ -41,6 +48,8 @@ enum Kind {
     Foreign,
     /// Signed by its own key
     SelfSigned,
+    /// Signed by the cluster's own issuer, with the secret of --issuer
+    Stolen,
     /// The files of --chain and --key
     Files,
 }
@@ -49,50 +58,42 @@ type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Claim {
     fn credentials(&self) -> anyhow::Result<Option<Credentials>> {
-        let uri = |text: &str| anyhow::Ok(SanType::URI(text.try_into()?));
-        let leaf = || {
-            let mut params = CertificateParams::default();
-            params.subject_alt_names = vec![uri(&self.id)?];
-            params.distinguished_name = rcgen::DistinguishedName::new();
-            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-            anyhow::Ok(params)
-        };
-        let key = KeyPair::generate()?;
-        Ok(match self.identity {
-            Kind::None => None,
-            Kind::SelfSigned => {
-                let certificate = leaf()?.self_signed(&key)?;
-                Some((
-                    vec![certificate.der().clone()],
-                    PrivateKeyDer::try_from(key.serialize_der()).map_err(wrong_key)?,
-                ))
-            }
-            Kind::Foreign => {
-                let mut authority = CertificateParams::default();
-                authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-                authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-                let domain = self.id.split('/').take(3).collect::<Vec<_>>().join("/");
-                authority.subject_alt_names = vec![uri(&domain)?];
-                let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-                let certificate = leaf()?.signed_by(&key, &issuer)?;
-                let chain = vec![certificate.der().clone(), issuer.der().clone()];
-                Some((chain, PrivateKeyDer::try_from(key.serialize_der()).map_err(wrong_key)?))
-            }
+        let forged = match self.identity {
+            Kind::None => return Ok(None),
             Kind::Files => {
                 let (Some(chain), Some(key)) = (&self.chain, &self.key) else { bail!("give --chain and --key") };
                 let chain = CertificateDer::pem_file_iter(chain)?.collect::<Result<Vec<_>, _>>()?;
-                Some((chain, PrivateKeyDer::from_pem_file(key).context("the key")?))
+                return Ok(Some((chain, PrivateKeyDer::from_pem_file(key).context("the key")?)));
             }
-        })
+            Kind::SelfSigned => forge_self_signed(&self.leaf()?)?,
+            Kind::Foreign => ForgingCa::create(self.domain()?, self.domain()?)?.forge(&self.leaf()?)?,
+            Kind::Stolen => {
+                let secret = fs::read(self.issuer.as_ref().context("give --issuer")?)?;
+                ForgingCa::stolen(&secret)?.forge(&self.leaf()?)?
+            }
+        };
+        let key = forged.private_key();
+        let Forged { chain, .. } = forged;
+        Ok(Some((chain, key)))
+    }
+
+    fn leaf(&self) -> anyhow::Result<CertificateParams> {
+        let ids: Vec<_> = self.id.iter().map(String::as_str).collect();
+        let mut params = leaf_params(&ids)?;
+        let now = OffsetDateTime::now_utc();
+        params.not_before = now + time::Duration::seconds(self.from);
+        params.not_after = now + time::Duration::seconds(self.until);
+        Ok(params)
+    }
+
+    /// Of the first name, which need not be a SPIFFE ID.
+    fn domain(&self) -> anyhow::Result<&str> {
+        self.id.first().and_then(|id| id.split('/').nth(2)).context("an --id with a host name in it is wanted")
     }
 
     /// A client that claims this, and that takes any server for the right one: attackers do not verify.
     pub(crate) fn client(&self) -> anyhow::Result<ClientConfig> {
-        let builder = ClientConfig::builder_with_provider(crypto_provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer));
+        let builder = gullible_client(&crypto_provider())?;
         Ok(match self.credentials()? {
             Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
             None => builder.with_no_client_auth(),
@@ -102,51 +103,6 @@ impl Claim {
     /// A server that claims this, and that takes any client.
     pub(crate) fn server(&self) -> anyhow::Result<ServerConfig> {
         let (chain, key) = self.credentials()?.context("a server needs a certificate")?;
-        let builder = ServerConfig::builder_with_provider(crypto_provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?;
-        Ok(builder.with_no_client_auth().with_single_cert(chain, key)?)
-    }
-}
-
-fn wrong_key(message: &'static str) -> anyhow::Error {
-    anyhow::anyhow!(message)
-}
-
-/// Takes any server for the right one.
-#[derive(Debug)]
-pub(crate) struct AnyServer;
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto_provider().signature_verification_algorithms.supported_schemes()
+        gullible_server(&crypto_provider(), chain, key)
     }
 }

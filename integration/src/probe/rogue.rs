@@ -14,6 +14,7 @@ use opencluster_api::control::enrolment_client::EnrolmentClient;
 use opencluster_api::control::{
     self, CertificateRequest, EnrolRequest, EnrolResponse, NodeHealth, NodeMessage, controller_message, node_message,
 };
+use opencluster_forge::gullible_client;
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::tls::{crypto_provider, enrolment_client_config};
 use opencluster_integration::report::Event;
@@ -232,11 +233,7 @@ fn keep(directory: &Path, certificate: &control::Certificate, keys: &[KeyPair]) 
 fn node_config(enrolled: &EnrolResponse, key: &KeyPair) -> anyhow::Result<Arc<ClientConfig>> {
     let chain = enrolled.chain_der.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|error| anyhow::anyhow!(error))?;
-    let mut config = ClientConfig::builder_with_provider(crypto_provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(crate::identity::AnyServer))
-        .with_client_auth_cert(chain, key)?;
+    let mut config = gullible_client(&crypto_provider())?.with_client_auth_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
