@@ -23,6 +23,10 @@ pub const MAX_FRAME: usize = 256 * 1024 * 1024;
 /// The most descriptors in one message (the kernel's own limit is 253).
 pub const MAX_DESCRIPTORS: usize = 128;
 
+/// The most descriptors that may wait to be taken: those of one message, and of a second one that has begun to arrive. A
+/// peer that sends more than it announces must not fill the other's descriptor table.
+const MAX_WAITING: usize = 2 * MAX_DESCRIPTORS;
+
 /// What can go wrong on the socket between daemon and proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -35,7 +39,7 @@ pub enum ChannelError {
     /// A frame longer than [`MAX_FRAME`] was announced or requested.
     #[error("local channel: frame of {0} bytes exceeds the limit of {MAX_FRAME}")]
     TooLarge(usize),
-    /// More than [`MAX_DESCRIPTORS`] descriptors in one message.
+    /// More than [`MAX_DESCRIPTORS`] descriptors in one message, or twice as many that nobody takes.
     #[error("local channel: {0} descriptors exceed the limit of {MAX_DESCRIPTORS}")]
     TooManyDescriptors(usize),
     /// The kernel had to drop descriptors (`MSG_CTRUNC`).
@@ -115,6 +119,9 @@ impl Channel {
             let received =
                 self.socket.async_io(Interest::READABLE, || receive_some(self.socket.as_fd(), inbox)).await?;
             match received {
+                _ if inbox.descriptors.len() > MAX_WAITING => {
+                    return Err(ChannelError::TooManyDescriptors(inbox.descriptors.len()));
+                }
                 Received::Bytes(0) if inbox.bytes.is_empty() => return Err(ChannelError::Closed),
                 Received::Bytes(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Received::Bytes(_) => {}
@@ -193,6 +200,21 @@ mod tests {
         io::Write::write_all(&mut &left, &u32::MAX.to_be_bytes()).expect("write");
         let error = channel.receive::<ToProxy>(&mut Inbox::default()).await.expect_err("refused");
         assert!(matches!(error, ChannelError::TooLarge(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_nobody_takes_do_not_pile_up() {
+        let (daemon, proxy) = pair();
+        let (passed, _kept) = UnixStream::pair().expect("socketpair");
+        let descriptors = [passed.as_fd(); MAX_DESCRIPTORS];
+        let mut inbox = Inbox::default();
+        let mut outcomes = Vec::new();
+        for _ in 0..3 {
+            proxy.send(&ToDaemon::default(), &descriptors).await.expect("send");
+            outcomes.push(daemon.receive::<ToDaemon>(&mut inbox).await);
+        }
+        assert!(outcomes[0].is_ok() && outcomes[1].is_ok(), "{outcomes:?}");
+        assert!(matches!(outcomes[2], Err(ChannelError::TooManyDescriptors(_))), "{outcomes:?}");
     }
 
     #[tokio::test]
