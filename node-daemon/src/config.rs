@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use opencluster_identity::{SpiffeId, TrustDomain};
@@ -108,7 +108,7 @@ impl Config {
         Self::parse(path, &fs::read_to_string(path).map_err(read)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self =
             serde_norway::from_str(text).map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
         config.check().map_err(|(field, fault)| ConfigError::Value { path: path.to_owned(), field, fault })?;
@@ -152,11 +152,12 @@ impl Config {
         self.controllers
             .iter()
             .map(|text| {
-                text.parse::<SocketAddr>().map_err(|_| match text.to_socket_addrs() {
-                    Ok(_) => {
+                text.parse::<SocketAddr>().map_err(|_| {
+                    if is_name_and_port(text) {
                         format!("{text:?} is a name: give an IP address and port (there is no DNS on a locked host)")
+                    } else {
+                        format!("{text:?} is not address:port, for example 10.0.0.2:7443 or [fd00::2]:7443")
                     }
-                    Err(_) => format!("{text:?} is not address:port, for example 10.0.0.2:7443 or [fd00::2]:7443"),
                 })
             })
             .collect()
@@ -167,6 +168,15 @@ impl Config {
         self.workers
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u32))
     }
+}
+
+/// Told by its form: reading a file asks no name server.
+fn is_name_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(name, port)| {
+        port.parse::<u16>().is_ok()
+            && name.contains(|character: char| character.is_ascii_alphabetic())
+            && !name.contains(':')
+    })
 }
 
 #[cfg(test)]
@@ -195,6 +205,8 @@ mod tests {
             ("node: a\n".to_owned(), "missing field"),
             (GOOD.replace("node: a", "node: A/B"), "node.yaml: node:"),
             (GOOD.replace("10.88.0.2:7443", "10.88.0.2"), "is not address:port"),
+            (GOOD.replace("10.88.0.2:7443", "10.88.0.256:7443"), "is not address:port"),
+            (GOOD.replace("10.88.0.2:7443", "ctl.example.org:7443"), "ctl.example.org:7443\" is a name"),
             (format!("{GOOD}proxy_user: 0\n"), "must not run as root"),
             (format!("{GOOD}cgroup: ../x\n"), "cgroup: must be a relative path"),
             (format!("{GOOD}secure_mode: true\n"), "machine_id: secure_mode needs"),

@@ -45,20 +45,35 @@ fn connections(socket: &OwnedFd, family: u8) -> io::Result<Vec<[u8; SOCKET_ID]>>
     send(socket, BY_FAMILY, REQUEST | DUMP, family, STATES, &[0; SOCKET_ID])?;
     let mut found = Vec::new();
     loop {
-        let datagram = receive(socket)?;
-        let mut rest = datagram.as_slice();
-        while let Some((kind, payload, next)) = split(rest) {
-            rest = next;
-            match kind {
-                DONE => return Ok(found),
-                ERROR => return Err(error_of(payload)),
-                _ => {
-                    let id = payload.get(ID_IN_ANSWER..).and_then(<[u8]>::first_chunk::<SOCKET_ID>);
-                    found.extend(id.filter(|id| !between_loopback_addresses(family, id)));
-                }
+        if read_part(&receive(socket)?, family, &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Part of a list of connections. Whether it was the last.
+fn read_part(mut datagram: &[u8], family: u8, found: &mut Vec<[u8; SOCKET_ID]>) -> io::Result<bool> {
+    while let Some((kind, payload, next)) = split(datagram) {
+        datagram = next;
+        match kind {
+            DONE => return Ok(true),
+            ERROR => return Err(error_of(payload)),
+            _ => {
+                let id = payload.get(ID_IN_ANSWER..).and_then(<[u8]>::first_chunk::<SOCKET_ID>);
+                found.extend(id.filter(|id| !between_loopback_addresses(family, id)));
             }
         }
     }
+    Ok(false)
+}
+
+/// Reads a datagram in every way in which one is read here: how many connections were in it.
+pub(crate) fn read_all(datagram: &[u8]) -> usize {
+    let mut found = Vec::new();
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        drop(read_part(datagram, family.as_raw() as u8, &mut found));
+    }
+    found.len()
 }
 
 /// `false`: it ended by itself in the meantime.
@@ -109,8 +124,8 @@ fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 fn error_of(payload: &[u8]) -> io::Error {
-    let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-    io::Error::from_raw_os_error(-code)
+    let code = payload.first_chunk().and_then(|code| i32::from_ne_bytes(*code).checked_neg());
+    code.map_or_else(|| io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error)
 }
 
 fn between_loopback_addresses(family: u8, id: &[u8; SOCKET_ID]) -> bool {

@@ -1,7 +1,7 @@
 //! Enrolment: from a one-time token to the node's identity.
 
 mod entropy;
-mod token;
+pub(crate) mod token;
 
 use std::fs;
 use std::io::{self, Read};

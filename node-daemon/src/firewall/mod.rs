@@ -7,7 +7,7 @@
 mod enforcer;
 mod expression;
 mod interfaces;
-mod netlink;
+pub(crate) mod netlink;
 pub(crate) mod policy;
 mod rules;
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl Netlink {
                 if code != 0 && first_error.is_none() {
                     first_error = Some(NetlinkError::Refused {
                         what: what.map_or_else(|| "the batch".to_owned(), Clone::clone),
-                        source: io::Error::from_raw_os_error(-code),
+                        source: io::Error::from_raw_os_error(code),
                     });
                 }
             }
@@ -159,18 +159,13 @@ impl Netlink {
                     ERROR => {
                         let code = received.error_code()?;
                         // A table that is gone describes itself by its absence.
-                        if -code == rustix::io::Errno::NOENT.raw_os_error() {
+                        if code == rustix::io::Errno::NOENT.raw_os_error() {
                             return Ok(());
                         }
-                        let source = io::Error::from_raw_os_error(-code);
+                        let source = io::Error::from_raw_os_error(code);
                         return Err(NetlinkError::Refused { what: "to list our tables".to_owned(), source });
                     }
-                    _ => {
-                        let attributes = received.payload.get(GENERIC_HEADER..).ok_or(NetlinkError::Malformed)?;
-                        if iterate(attributes).any(|(kind, value)| kind == 1 && value == b"opencluster\0") {
-                            into.push(stable_part(received.kind, attributes));
-                        }
-                    }
+                    _ => into.extend(description(&received)?),
                 }
             }
         }
@@ -191,6 +186,28 @@ impl Netlink {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
+}
+
+/// What a message of a dump says that stays, if it is about our tables.
+fn description(received: &Received) -> Result<Option<Vec<u8>>, NetlinkError> {
+    let attributes = received.attributes()?;
+    let ours = iterate(attributes).any(|(kind, value)| kind == 1 && value == b"opencluster\0");
+    Ok(ours.then(|| stable_part(received.kind, attributes)))
+}
+
+/// Reads a datagram in every way in which one is read here: how many messages were in it.
+pub(crate) fn read_all(datagram: &[u8]) -> Result<usize, NetlinkError> {
+    let mut count = 0;
+    for received in messages(datagram) {
+        let received = received?;
+        match received.kind {
+            ERROR => drop(received.error_code()?),
+            kind::NEW_GENERATION => drop(monitor::change(&received)?),
+            _ => drop(description(&received)?),
+        }
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// Attributes without the uses of chains and tables (they are counted by what refers to them, which is described itself)
@@ -269,8 +286,14 @@ struct Received<'a> {
 }
 
 impl Received<'_> {
+    /// The kernel's error, positive as in errno.h; 0 where there is none.
     fn error_code(&self) -> Result<i32, NetlinkError> {
-        self.payload.first_chunk().map(|code| i32::from_ne_bytes(*code)).ok_or(NetlinkError::Malformed)
+        let code = self.payload.first_chunk().map(|code| i32::from_ne_bytes(*code));
+        code.and_then(i32::checked_neg).ok_or(NetlinkError::Malformed)
+    }
+
+    fn attributes(&self) -> Result<&[u8], NetlinkError> {
+        self.payload.get(GENERIC_HEADER..).ok_or(NetlinkError::Malformed)
     }
 }
 
@@ -309,6 +332,7 @@ mod tests {
         #[test]
         fn any_datagram_ends_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             prop_assert!(messages(&bytes).count() <= bytes.len() / HEADER + 1);
+            drop(read_all(&bytes));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::attributes::iterate;
-use super::{GENERIC_HEADER, NetlinkError, kind, messages, open_socket, receive};
+use super::{NetlinkError, Received, kind, messages, open_socket, receive};
 
 /// NFNLGRP_NFTABLES as a bit mask.
 const RULES_CHANGED: u32 = 1 << (7 - 1);
@@ -38,8 +38,7 @@ impl Monitor {
             for received in messages(datagram) {
                 let received = received?;
                 if received.kind == kind::NEW_GENERATION {
-                    let attributes = received.payload.get(GENERIC_HEADER..).ok_or(NetlinkError::Malformed)?;
-                    changes.push(Change { port: received.port, process: process(attributes) });
+                    changes.push(change(&received)?);
                 }
             }
         }
@@ -51,6 +50,10 @@ impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+pub(super) fn change(received: &Received) -> Result<Change, NetlinkError> {
+    Ok(Change { port: received.port, process: process(received.attributes()?) })
 }
 
 fn process(attributes: &[u8]) -> String {
