@@ -25,6 +25,14 @@ pub const SYSCTLS: [(&str, &str); 5] = [
     ("net/core/somaxconn", "16384"),
 ];
 
+/// Settings of the switch's namespace: as a switch does, it shows no frame to a packet filter of its own, which would take
+/// every contender's packets through the IP stack once more.
+const SWITCH: [(&str, &str); 3] = [
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+];
+
 const STEP: Duration = Duration::from_secs(20);
 
 /// The server's host.
@@ -50,6 +58,7 @@ impl Topology {
             ip(&["netns", "add", namespace]).await?;
             ip(&["-n", namespace, "link", "set", "lo", "up"]).await?;
         }
+        set(&net, &SWITCH)?;
         ip(&["-n", &net, "link", "add", "br0", "type", "bridge"]).await?;
         ip(&["-n", &net, "link", "set", "br0", "up"]).await?;
         for (host, port, address) in [(&client, "to-a", CLIENT), (&server, "to-b", SERVER)] {
@@ -91,13 +100,21 @@ pub async fn clean(name: &str) -> Result<(), BenchError> {
 
 /// Applies [`SYSCTLS`] in a network namespace under /run/netns.
 pub fn tune(net: &str) -> Result<(), BenchError> {
+    set(net, &SYSCTLS)
+}
+
+fn set(net: &str, settings: &'static [(&str, &str)]) -> Result<(), BenchError> {
     let net = net.to_owned();
     // /proc/sys/net shows the namespace of the thread that opens it: a thread of its own, which ends here.
     let thread = std::thread::spawn(move || {
         process::join(&net)?;
-        SYSCTLS.iter().try_for_each(|(key, value)| {
+        settings.iter().try_for_each(|(key, value)| {
             let path = PathBuf::from("/proc/sys").join(key);
-            fs::write(&path, value).map_err(BenchError::file("setting", path))
+            match fs::write(&path, value) {
+                // What comes with the module br_netfilter is not there without it, and not needed then.
+                Err(error) if error.kind() == ErrorKind::NotFound && key.starts_with("net/bridge/") => Ok(()),
+                outcome => outcome.map_err(BenchError::file("setting", path)),
+            }
         })
     });
     thread.join().unwrap_or_else(|_| Err(BenchError::Peer("the thread that sets the kernel's parameters died".into())))

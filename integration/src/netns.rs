@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::{fs, io};
+use std::{fs, io, thread};
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::layout::{self, BRIDGE, Host, INTERFACE, Layout};
 
@@ -20,6 +22,16 @@ pub enum NetnsError {
         command: String,
         /// What it said.
         message: String,
+    },
+    /// A kernel setting of a namespace could not be made.
+    #[error("cannot set {setting} in the network namespace {netns}: {source}")]
+    Setting {
+        /// Whose.
+        netns: String,
+        /// Which.
+        setting: &'static str,
+        /// Why not.
+        source: io::Error,
     },
     /// The list of namespaces cannot be read.
     #[error("cannot list {0}: {1}")]
@@ -66,8 +78,18 @@ pub fn create(layout: &Layout) -> Result<(), NetnsError> {
     batch(None, &names.map(|name| format!("netns add {name}")).collect::<Vec<_>>())
 }
 
+/// Settings of the switch, below /proc/sys/net: it carries frames as a switch does, and shows none of them to its own
+/// packet filter, which would take every packet through the IP stack once more.
+const SWITCH_SETTINGS: [&str; 3] =
+    ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables", "bridge/bridge-nf-call-arptables"];
+
 /// Makes the switch and every host's link to it, with addresses.
 pub fn link(layout: &Layout) -> Result<(), NetnsError> {
+    let switch = layout::netns(&layout.rig, layout::SWITCH);
+    let inside = switch.clone();
+    // /proc/sys/net shows the namespace of the thread that opens it: a thread of its own, which ends here.
+    let set = thread::spawn(move || SWITCH_SETTINGS.iter().try_for_each(|setting| switch_off(&inside, setting)));
+    set.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     // No spanning tree and no snooping: a link that is up carries frames at once, and floods as a plain switch does.
     let mut commands = vec![
         "link set lo up".to_owned(),
@@ -78,7 +100,7 @@ pub fn link(layout: &Layout) -> Result<(), NetnsError> {
         commands.push(format!("link add {port} mtu 1500 type veth peer name {INTERFACE} mtu 1500 netns {netns}"));
         commands.push(format!("link set {port} master {BRIDGE} up"));
     }
-    batch(Some(&layout::netns(&layout.rig, layout::SWITCH)), &commands)?;
+    batch(Some(&switch), &commands)?;
     for host in &layout.hosts {
         batch(
             Some(&host.netns),
@@ -91,6 +113,18 @@ pub fn link(layout: &Layout) -> Result<(), NetnsError> {
         )?;
     }
     Ok(())
+}
+
+/// Sets a kernel setting of a namespace to 0, and stays in that namespace. A kernel without it (it comes with the module
+/// br_netfilter) does not do what it would switch off.
+fn switch_off(netns: &str, setting: &'static str) -> Result<(), NetnsError> {
+    let outcome = fs::File::open(path(netns))
+        .and_then(|namespace| setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from))
+        .and_then(|()| match fs::write(Path::new("/proc/sys/net").join(setting), "0") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        });
+    outcome.map_err(|source| NetnsError::Setting { netns: netns.to_owned(), setting, source })
 }
 
 /// Runs many commands by one `ip`.

@@ -108,6 +108,11 @@ pub(crate) mod words {
         equals(Expression::Meta(Meta::OutputInterface), &LOOPBACK_INDEX.to_ne_bytes())
     }
 
+    pub(crate) fn not_to_loopback() -> Part {
+        let index = LOOPBACK_INDEX.to_ne_bytes().to_vec();
+        vec![Expression::Meta(Meta::OutputInterface), Expression::Compare(Comparison::NotEqual, index)]
+    }
+
     pub(crate) fn tcp() -> Part {
         equals(Expression::Meta(Meta::TransportProtocol), &[TCP])
     }

@@ -140,12 +140,23 @@ fn capture(serving: &Serving) -> Chain {
 fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
     let to_wire = || [words::set_mark(secret), words::accept()].concat();
     let mut rules = vec![
-        // 1. Captured connections, both directions. Before the question for the interface: a redirected packet still
-        //    shows the interface that it was routed to at first.
+        // 1. What is under way, the most frequent first: nearly every packet is decided by one of these three. Tunnels
+        //    keep to the wire; a captured connection is recognised before the question for the interface, since a
+        //    redirected packet still shows the interface that it was routed to at first.
+        rule(
+            "tunnels",
+            [
+                words::ct_mark(connection::PEER),
+                words::ct_state(words::ESTABLISHED),
+                words::not_to_loopback(),
+                lease(),
+                to_wire(),
+            ],
+        ),
         rule("captured", [words::redirected(), lease(), words::accept()]),
+        rule("proxied, local", [words::ct_mark(connection::LOCAL), words::to_loopback(), lease(), words::accept()]),
+        // 2. The same without a lease, before anything else could accept it.
         rule("captured, no lease", [words::redirected(), words::drop()]),
-        // 2. Between proxy and local applications, both directions.
-        rule("proxied, local", [words::to_loopback(), words::ct_mark(connection::LOCAL), lease(), words::accept()]),
         rule("proxied, local, no lease", [words::to_loopback(), words::ct_mark(connection::LOCAL), words::drop()]),
         // 3. Nobody connects to a capture port by itself: that would claim another workload's identity.
         rule(
@@ -181,10 +192,6 @@ fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
         "control connection",
         [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::CONTROL), to_wire()],
     ));
-    rules.push(rule(
-        "tunnels",
-        [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::PEER), lease(), to_wire()],
-    ));
     // The daemon has to earn its lease first: no lease asked here, but no other destination either.
     for controller in &serving.controllers {
         rules.push(rule(
@@ -211,8 +218,15 @@ fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
 }
 
 fn input(serving: &Serving) -> Vec<Rule> {
-    // The output chain has judged local packets already (with their sockets); this is the second lock on the same door.
     let mut rules = vec![
+        // What is under way first: nearly every packet from the wire is of a tunnel. Its addresses were judged when the
+        // tunnel began.
+        rule(
+            "tunnels",
+            [words::ct_mark(connection::PEER), words::ct_state(words::ESTABLISHED), lease(), words::accept()],
+        ),
+        // The output chain has judged local packets already (with their sockets); this is the second lock on the same
+        // door.
         rule(
             "direct connection to a capture port",
             [words::tcp_to_ports(FIRST_CAPTURE_PORT, LAST_CAPTURE_PORT), words::not_redirected(), words::drop()],
@@ -232,10 +246,6 @@ fn input(serving: &Serving) -> Vec<Rule> {
     rules.push(rule(
         "control connection",
         [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::CONTROL), words::accept()],
-    ));
-    rules.push(rule(
-        "tunnels",
-        [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::PEER), lease(), words::accept()],
     ));
     // Path MTU discovery and unreachable networks, about connections of ours only.
     for (kind, name) in [(3, "destination unreachable, fragmentation needed"), (11, "time exceeded")] {

@@ -82,14 +82,37 @@ fn what_goes_to_the_wire_is_marked_and_what_stays_is_not() {
     let ruleset = ruleset(&Posture::Serving(serving()));
     let output = ruleset.tables[0].chains.iter().find(|chain| chain.name == "output").expect("output");
     let mark = words::set_mark(0xdead_beef);
-    let mut wire = false;
-    for rule in &output.rules {
-        wire |= rule.comment == "invalid";
-        if accepts(rule) {
-            assert_eq!(holds(rule, &mark), wire, "{rule:?}");
-        }
+    let mut stay = 0;
+    for rule in output.rules.iter().filter(|rule| accepts(rule)) {
+        let stays = holds(rule, &words::to_loopback()) || holds(rule, &words::redirected());
+        assert_ne!(holds(rule, &mark), stays, "{rule:?}");
+        stay += u32::from(stays);
     }
-    assert!(wire);
+    assert_eq!(stay, 5, "captured, proxied, delivered, and loopback of both families");
+}
+
+#[test]
+fn r06_what_is_under_way_without_a_lease_meets_its_drop_before_any_rule_that_accepts_without_one() {
+    let ruleset = ruleset(&Posture::Serving(serving()));
+    let output = ruleset.tables[0].chains.iter().find(|chain| chain.name == "output").expect("output");
+    let position = |comment: &str| output.rules.iter().position(|rule| rule.comment == comment).expect("rule");
+    let first_without = output.rules.iter().position(|rule| accepts(rule) && !holds(rule, &lease())).expect("some");
+    for comment in ["captured, no lease", "proxied, local, no lease"] {
+        assert!(position(comment) < first_without, "{comment}");
+    }
+}
+
+/// What nearly every packet costs: conditions that are tried until its rule accepts.
+#[test]
+fn packets_under_way_are_accepted_by_the_first_rules() {
+    let ruleset = ruleset(&Posture::Serving(serving()));
+    for (chain, comment, at_most) in
+        [("output", "tunnels", 0), ("output", "captured", 1), ("output", "proxied, local", 2), ("input", "tunnels", 0)]
+    {
+        let chain = ruleset.tables[0].chains.iter().find(|found| found.name == chain).expect("chain");
+        let position = chain.rules.iter().position(|rule| rule.comment == comment).expect("rule");
+        assert!(position <= at_most, "{comment} is rule {position} of {}", chain.name);
+    }
 }
 
 #[test]
