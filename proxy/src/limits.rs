@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Limits and timeouts. Counts are for each worker unless said otherwise.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Small flows share a tunnel, and have one of their own once they carry bulk; otherwise each has its own from the
+    /// beginning.
+    pub sharing: bool,
     /// Flows at once.
     pub flows: usize,
     /// Inbound tunnels at once.
@@ -36,6 +39,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            sharing: true,
             flows: 65_536,
             tunnels: 65_536,
             tunnels_per_peer: 32_768,

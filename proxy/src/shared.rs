@@ -2,8 +2,8 @@
 //! thread; nothing here is locked on the data path.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwapOption, Guard};
 use opencluster_identity::svid::SvidStore;
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::access_log::AccessLog;
 use crate::admin::metrics::Metrics;
 use crate::limits::Limits;
+use crate::worker::doors::Door;
 
 /// What is fixed for the life of the process.
 #[derive(Clone, Debug)]
@@ -85,6 +86,8 @@ pub struct Shared {
     changed: Vec<Notify>,
     /// The control thread reports changes of state.
     status: Notify,
+    /// One for each worker.
+    doors: OnceLock<Vec<Door>>,
 }
 
 impl Shared {
@@ -103,7 +106,18 @@ impl Shared {
             draining: AtomicBool::new(false),
             changed: (0..workers).map(|_| Notify::new()).collect(),
             status: Notify::new(),
+            doors: OnceLock::new(),
         }
+    }
+
+    /// Installs the workers' doors, once.
+    pub fn install_doors(&self, doors: Vec<Door>) {
+        self.doors.get_or_init(|| doors);
+    }
+
+    /// A worker's door.
+    pub fn door(&self, worker: u16) -> Option<&Door> {
+        self.doors.get()?.get(usize::from(worker))
     }
 
     /// How many workers.

@@ -64,6 +64,8 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Tunnels that were leased a second time or more.
     pub tunnels_reused: Counter,
+    /// Flows that became bulk and got a tunnel of their own.
+    pub promotions: Counter,
     /// Flows that were moved to a fresh tunnel because the pooled one had been closed.
     pub stale_retries: Counter,
     /// `accept` failed because of descriptors or memory.
@@ -95,6 +97,7 @@ impl Default for Metrics {
             handshakes: Counter::default(),
             handshake_failures: Counter::default(),
             tunnels_reused: Counter::default(),
+            promotions: Counter::default(),
             stale_retries: Counter::default(),
             accept_failures: Counter::default(),
             open_flows: Family::default(),
@@ -113,6 +116,7 @@ impl Default for Metrics {
         registry.register("tls_handshakes", "TLS handshakes that succeeded", metrics.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", metrics.handshake_failures.clone());
         registry.register("tunnels_reused", "Leases of a tunnel that was warm", metrics.tunnels_reused.clone());
+        registry.register("promotions", "Bulk flows that got a tunnel of their own", metrics.promotions.clone());
         registry.register("stale_retries", "Flows moved off a tunnel that was closed", metrics.stale_retries.clone());
         registry.register("accept_failures", "Connections that could not be accepted", metrics.accept_failures.clone());
         registry.register("open_flows", "Flows that are open", metrics.open_flows.clone());

@@ -13,12 +13,15 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::authz;
+use crate::relay::shared::{self, Moved, SharedRelay};
 use crate::relay::socket::Socket;
 use crate::relay::{Ending, Outcome, Relay};
 use crate::shared::NotReady;
 use crate::tunnel::oct::exchange::{Exchange, Role};
-use crate::tunnel::oct::frame::{Kind, Open};
+use crate::tunnel::oct::frame::{Continue, Kind, Open};
 use crate::tunnel::pool::{Leased, OpenError, Pair};
+use crate::tunnel::shared::hub::Hub;
+use crate::tunnel::shared::stream::{Moving, Stream};
 use crate::worker::Worker;
 use crate::worker::registry::{Cut, Flow, FlowGuard, Side};
 use crate::worker::report::Verdict;
@@ -113,27 +116,14 @@ pub async fn serve(
         Ok(pair) => pair,
         Err(error) => return refuse(&worker, &flow, app, &error),
     };
-    let leased = match pair.lease().await {
-        Ok(leased) => leased,
-        Err(error) => return refuse(&worker, &flow, app, &error.into()),
+    let carried = if worker.shared.limits.sharing {
+        share(&worker, &flow, &pair, app).await
+    } else {
+        lease(&worker, &flow, &pair, app).await
     };
-    // Gives the application's first bytes the time to arrive, so that they leave together with OPEN.
-    tokio::task::yield_now().await;
-    if let Some(reason) = leased.info.revoked(&worker.shared.trust) {
-        return refuse(&worker, &flow, app, &CaptureError::Cut(Cut::Identity(reason)));
-    }
-    let ending = carry(&flow, &pair, leased, app, Vec::new()).await;
-    let ending = match ending {
-        Ending::Stale { app, replay } => {
-            worker.shared.metrics.stale_retries.inc();
-            flow.forget_sent();
-            // Boxed: a handshake is large, and this is rare.
-            match Box::pin(pair.lease_fresh()).await {
-                Ok(leased) => carry(&flow, &pair, leased, app, replay).await,
-                Err(error) => return refuse(&worker, &flow, app, &error.into()),
-            }
-        }
-        ending => ending,
+    let ending = match carried {
+        Ok(ending) => ending,
+        Err((app, error)) => return refuse(&worker, &flow, app, &error),
     };
     let (sent, received) = flow.take_unreported();
     pair.counters.sent.inc_by(sent);
@@ -173,7 +163,105 @@ fn authorize(worker: &Worker, flow: &FlowGuard) -> Result<Rc<Pair>, CaptureError
     Ok(worker.pools.pair(&flow.source, destination, route.tunnel)?)
 }
 
-/// One attempt on one tunnel.
+/// What a flow that is not carried leaves behind.
+type NotCarried = (Socket, CaptureError);
+
+/// Over a shared tunnel, as flows begin.
+async fn share(worker: &Worker, flow: &FlowGuard, pair: &Rc<Pair>, app: Socket) -> Result<Ending, NotCarried> {
+    let hub = match pair.hub().await {
+        Ok(hub) => hub,
+        Err(error) => return Err((app, error.into())),
+    };
+    // Gives the application's first bytes the time to arrive, so that they leave together with OPEN.
+    tokio::task::yield_now().await;
+    if let Some(reason) = hub.info.revoked(&worker.shared.trust) {
+        return Err((app, CaptureError::Cut(Cut::Identity(reason))));
+    }
+    match carry_shared(worker, flow, pair, &hub, app, Vec::new()).await {
+        Ending::Stale { app, replay } => {
+            worker.shared.metrics.stale_retries.inc();
+            flow.forget_sent();
+            // Boxed: a handshake is large, and this is rare.
+            match Box::pin(pair.fresh_hub()).await {
+                Ok(hub) => Ok(carry_shared(worker, flow, pair, &hub, app, replay).await),
+                Err(error) => Err((app, error.into())),
+            }
+        }
+        ending => Ok(ending),
+    }
+}
+
+/// One attempt on one shared tunnel, and on a tunnel of its own if it becomes bulk.
+async fn carry_shared(
+    worker: &Worker,
+    flow: &FlowGuard,
+    pair: &Rc<Pair>,
+    hub: &Rc<Hub>,
+    app: Socket,
+    replay: Vec<u8>,
+) -> Ending {
+    *flow.tunnel.borrow_mut() = Some(Rc::clone(&hub.info));
+    let keep = hub.is_used();
+    let open = Open { target: flow.target, flow: flow.id, trace: flow.trace };
+    let stream = hub.open(&open, flow.shared(), app);
+    let relay = SharedRelay { hub, stream: &stream, flow, replay, keep };
+    let moved = match relay.run(|| promote(worker, pair, &stream)).await {
+        shared::Outcome::Ended(ending) => return ending,
+        shared::Outcome::Moved(moved) => moved,
+    };
+    worker.shared.metrics.promotions.inc();
+    let Moved { app, mut leased, exchange } = *moved;
+    *flow.tunnel.borrow_mut() = Some(Rc::clone(&leased.info));
+    let relay = Relay { app: Some(app), tunnel: &mut leased.tunnel, exchange, flow, replay: Vec::new(), keep: false };
+    let Outcome { ending, reusable } = Box::pin(relay.run()).await;
+    pair.take_back(leased, reusable);
+    ending
+}
+
+/// Prepares a tunnel of its own for a flow that has become bulk. Until then, and if there is none, it goes on as it is.
+fn promote(worker: &Worker, pair: &Rc<Pair>, stream: &Rc<Stream>) {
+    let (pair, stream) = (Rc::clone(pair), Rc::clone(stream));
+    let limit = worker.shared.limits.open_timeout;
+    *stream.moving.borrow_mut() = Moving::Preparing;
+    tokio::task::spawn_local(async move {
+        let continued = Continue { flow: stream.flow.id, worker: stream.worker.get() };
+        let prepared = tokio::time::timeout(limit, pair.lease_for(&continued)).await;
+        *stream.moving.borrow_mut() = match prepared {
+            Ok(Ok(leased)) => Moving::Ready(Box::new(leased)),
+            Ok(Err(error)) => {
+                tracing::debug!(flow = stream.flow.id, %error, "a bulk flow stays on its shared tunnel");
+                Moving::Failed
+            }
+            Err(_) => Moving::Failed,
+        };
+        stream.flow.watch.wake();
+    });
+}
+
+/// Over a tunnel of its own from the beginning.
+async fn lease(worker: &Worker, flow: &FlowGuard, pair: &Rc<Pair>, app: Socket) -> Result<Ending, NotCarried> {
+    let leased = match pair.lease().await {
+        Ok(leased) => leased,
+        Err(error) => return Err((app, error.into())),
+    };
+    tokio::task::yield_now().await;
+    if let Some(reason) = leased.info.revoked(&worker.shared.trust) {
+        return Err((app, CaptureError::Cut(Cut::Identity(reason))));
+    }
+    match carry(flow, pair, leased, app, Vec::new()).await {
+        Ending::Stale { app, replay } => {
+            worker.shared.metrics.stale_retries.inc();
+            flow.forget_sent();
+            match Box::pin(pair.lease_fresh()).await {
+                Ok(leased) => Ok(carry(flow, pair, leased, app, replay).await),
+                Err(error) => Err((app, error.into())),
+            }
+        }
+        ending => Ok(ending),
+    }
+}
+
+/// One attempt on one tunnel of its own.
 async fn carry(flow: &FlowGuard, pair: &Rc<Pair>, mut leased: Leased, app: Socket, replay: Vec<u8>) -> Ending {
     *flow.tunnel.borrow_mut() = Some(Rc::clone(&leased.info));
     let mut exchange = Exchange::new(Role::Opener);
@@ -182,11 +270,7 @@ async fn carry(flow: &FlowGuard, pair: &Rc<Pair>, mut leased: Leased, app: Socke
     let keep = leased.reused;
     let relay = Relay { app: Some(app), tunnel: &mut leased.tunnel, exchange, flow, replay, keep };
     let Outcome { ending, reusable } = relay.run().await;
-    if reusable {
-        pair.give_back(leased);
-    } else {
-        leased.tunnel.reset();
-    }
+    pair.take_back(leased, reusable);
     ending
 }
 

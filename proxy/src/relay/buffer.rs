@@ -1,6 +1,7 @@
 //! Buffers, pooled for each worker thread. A flow holds one only while it has bytes in it.
 
 use std::cell::RefCell;
+use std::io::IoSlice;
 use std::ops::{Deref, DerefMut};
 
 use crate::tunnel::tls::record::{KEY_UPDATE_RECORD, MAX_OWN_RECORD, MAX_RECORD};
@@ -68,6 +69,74 @@ pub fn take(size: Size) -> Buffer {
         pool.lent += length;
         Buffer { block: Some(block) }
     })
+}
+
+/// Bytes of one flow that its application does not take yet, in plaintext. Counted like buffers; gives its memory back
+/// when it is empty.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    bytes: std::collections::VecDeque<u8>,
+}
+
+/// A worker's flows hold as much as they may: who does not read has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the applications of this node leave too much unread")]
+pub struct Overfull;
+
+impl Backlog {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Adds to the end.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Overfull> {
+        POOL.with_borrow_mut(|pool| {
+            if pool.lent + bytes.len() > PRESSURE * 2 {
+                return Err(Overfull);
+            }
+            pool.lent += bytes.len();
+            Ok(())
+        })?;
+        self.bytes.extend(bytes);
+        Ok(())
+    }
+
+    /// What waits, in order.
+    pub fn pieces(&self) -> [IoSlice<'_>; 2] {
+        let (first, second) = self.bytes.as_slices();
+        [IoSlice::new(first), IoSlice::new(second)]
+    }
+
+    /// Drops so many from the front.
+    pub fn consume(&mut self, bytes: usize) {
+        self.bytes.drain(..bytes);
+        Self::forget(bytes);
+        if self.bytes.is_empty() {
+            self.bytes = std::collections::VecDeque::new();
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.consume(self.bytes.len());
+    }
+
+    fn forget(bytes: usize) {
+        let forgotten = POOL.try_with(|pool| {
+            let pool = &mut *pool.borrow_mut();
+            pool.lent = pool.lent.saturating_sub(bytes);
+        });
+        if forgotten.is_err() {
+            tracing::trace!("a backlog outlived its worker's pool");
+        }
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        Self::forget(self.bytes.len());
+    }
 }
 
 /// Bytes that this thread's flows hold at the moment.

@@ -5,10 +5,12 @@
 //! in one buffer for each direction, and nothing more is read: backpressure is the kernel's own.
 
 pub mod buffer;
+pub mod shared;
 pub mod socket;
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -41,7 +43,7 @@ pub enum Ending {
     /// Policy, revocation, lease or an operator cut it.
     Cut(Cut),
     /// The tunnel broke.
-    Broken(LinkError),
+    Broken(Rc<LinkError>),
     /// The tunnel had been closed before it took the flow: it may be tried on another, with these bytes first.
     Stale {
         /// The application's connection.
@@ -84,12 +86,13 @@ impl<'a> Relay<'a> {
         let mut state = State {
             app,
             tunnel,
-            exchange,
             flow,
             kept: keep.then(Vec::new),
             replay,
             app_ended: false,
-            app_shut: false,
+            // A flow that moved here may have had that behind it.
+            app_shut: exchange.remote() == Direction::Finished,
+            exchange,
             allowance: OPTIMISTIC,
             discarded: 0,
             ending: None,
@@ -277,7 +280,7 @@ impl State<'_> {
                         self.flow.add_received(length);
                     }
                 }
-                Event::Accept => {
+                Event::Accept(_) => {
                     self.exchange.received(Kind::Accept)?;
                     self.kept = None;
                     self.flow.accepted();
@@ -292,7 +295,9 @@ impl State<'_> {
                     self.exchange.received(Kind::Reset)?;
                     self.ending.get_or_insert(Ending::PeerReset);
                 }
-                Event::Open(_) => return Err(Violation { kind: Kind::Open, direction: self.exchange.remote() }.into()),
+                Event::Open(_) | Event::Continue(_) | Event::Credit(_) | Event::Move => {
+                    return Err(Violation { kind: Kind::Open, direction: self.exchange.remote() }.into());
+                }
             }
         }
         Ok(seen)
@@ -341,7 +346,7 @@ impl State<'_> {
                 if let Some(app) = app {
                     app.reset();
                 }
-                self.ending.take().unwrap_or(Ending::Broken(error))
+                self.ending.take().unwrap_or(Ending::Broken(Rc::new(error)))
             }
         };
         Outcome { ending, reusable: false }

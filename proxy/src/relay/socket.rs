@@ -29,6 +29,11 @@ impl Socket {
         Ok(Self { stream, readable: true, writable: true })
     }
 
+    /// Without the worker's runtime.
+    pub fn into_std(self) -> io::Result<std::net::TcpStream> {
+        self.stream.into_std()
+    }
+
     /// For handshakes, which use tokio's own methods.
     pub fn stream_mut(&mut self) -> &mut TcpStream {
         // Whatever happened there, trying is right.
@@ -109,6 +114,32 @@ impl Socket {
         }
     }
 
+    /// Writes what the kernel takes at once: 0 if nothing. Only while no task waits for this socket to become writable.
+    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.writable {
+            return Ok(0);
+        }
+        let mut written = 0;
+        while written < bytes.len() {
+            match rustix::net::send(&self.stream, &bytes[written..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    written += sent;
+                    if written < bytes.len() {
+                        self.full();
+                        break;
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    self.full();
+                    break;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(written)
+    }
+
     /// Ends our direction in order.
     pub fn shutdown_write(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?)
@@ -116,6 +147,11 @@ impl Socket {
 
     /// Closes the socket so that the other side sees a reset.
     pub fn reset(self) {
+        self.reset_on_close();
+    }
+
+    /// Whenever the socket is closed, the other side sees a reset.
+    pub fn reset_on_close(&self) {
         if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
             // It is closed all the same, only less loudly.
             tracing::debug!(%error, "a connection was closed without a reset");

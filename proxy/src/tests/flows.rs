@@ -111,7 +111,7 @@ fn a_reset_by_the_server_reaches_the_client() {
     let mut second = world.connect();
     second.write_all(b"ping").expect("write");
     second.read(&mut [0; 4]).expect_err("reset");
-    assert!(World::metrics(&world.a).contains("tunnels_reused_total 1"), "{}", World::metrics(&world.a));
+    assert!(World::metrics(&world.a).contains("tls_handshakes_total 1"), "{}", World::metrics(&world.a));
 }
 
 #[test]

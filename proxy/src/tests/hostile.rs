@@ -57,7 +57,7 @@ fn next_event(peer: &mut Tls, decoder: &mut Decoder, pending: &mut Vec<u8>) -> (
 
 fn open(world: &World) -> Vec<u8> {
     let mut frame = Vec::new();
-    Open { target: world.target, flow: 1, trace: 2 }.encode(&mut frame);
+    Open { target: world.target, flow: 1, trace: 2 }.encode(None, &mut frame);
     frame
 }
 
@@ -74,13 +74,13 @@ fn a_stock_rustls_peer_understands_our_records_and_key_updates() {
         for byte in bytes {
             peer.write_all(&[byte]).expect("write");
         }
-        assert_eq!(next_event(&mut peer, &mut decoder, &mut pending).0, Event::Accept, "round {round}");
+        assert_eq!(next_event(&mut peer, &mut decoder, &mut pending).0, Event::Accept(None), "round {round}");
         let (event, data) = next_event(&mut peer, &mut decoder, &mut pending);
         assert_eq!((event, data.as_slice()), (Event::Data(5), &b"marco"[..]));
         // New keys in our direction; rustls asks for an update of the other one, too.
         peer.conn.refresh_traffic_keys().expect("key update");
         let mut end = Vec::new();
-        encode_empty(Kind::Fin, &mut end);
+        encode_empty(Kind::Fin, None, &mut end);
         peer.write_all(&end).expect("write");
         assert_eq!(next_event(&mut peer, &mut decoder, &mut pending).0, Event::Fin);
     }
@@ -167,7 +167,7 @@ fn frames_out_of_turn_end_the_tunnel() {
     let world = World::new(echo);
     let fin = {
         let mut frame = Vec::new();
-        encode_empty(Kind::Fin, &mut frame);
+        encode_empty(Kind::Fin, None, &mut frame);
         frame
     };
     let twice = [open(&world), open(&world)].concat();
@@ -189,7 +189,7 @@ fn a_target_that_is_not_the_workloads_is_refused_with_the_reason() {
     let (mut decoder, mut pending) = (Decoder::default(), Vec::new());
     for target in ["127.0.0.1:22".parse().expect("address"), std::net::SocketAddr::new(world.b.address, 1)] {
         let mut frame = Vec::new();
-        Open { target, flow: 1, trace: 2 }.encode(&mut frame);
+        Open { target, flow: 1, trace: 2 }.encode(None, &mut frame);
         frame.extend_from_slice(&data_header(3));
         frame.extend_from_slice(b"abc");
         peer.write_all(&frame).expect("write");
@@ -198,7 +198,7 @@ fn a_target_that_is_not_the_workloads_is_refused_with_the_reason() {
         assert_eq!(refusal.code, RefusalCode::WrongDestination, "{refusal}");
         // The refused flow ends with RESET, and the tunnel goes on.
         let mut reset = Vec::new();
-        encode_empty(Kind::Reset, &mut reset);
+        encode_empty(Kind::Reset, None, &mut reset);
         peer.write_all(&reset).expect("write");
     }
 }
@@ -226,7 +226,7 @@ fn a_peer_that_does_not_end_a_refused_flow_loses_its_tunnel() {
     let world = World::with(echo, &Limits { open_timeout: Duration::from_millis(300), ..Limits::default() }, 1);
     let mut peer = good_peer(&world);
     let mut frame = Vec::new();
-    Open { target: "127.0.0.1:22".parse().expect("address"), flow: 1, trace: 2 }.encode(&mut frame);
+    Open { target: "127.0.0.1:22".parse().expect("address"), flow: 1, trace: 2 }.encode(None, &mut frame);
     peer.write_all(&frame).expect("write");
     let start = Instant::now();
     let mut answer = Vec::new();

@@ -22,7 +22,7 @@ fn close(world: &World, stream: TcpStream) {
 
 #[test]
 fn r34_flows_one_after_another_share_a_tunnel() {
-    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { sharing: false, warm_tunnels: 0, ..Limits::default() }, 1);
     for _ in 0..20 {
         let mut stream = world.connect();
         World::echo(&mut stream);
@@ -34,7 +34,7 @@ fn r34_flows_one_after_another_share_a_tunnel() {
 
 #[test]
 fn an_active_pair_has_a_tunnel_ready() {
-    let world = World::new(echo);
+    let world = World::with(echo, &Limits { sharing: false, ..Limits::default() }, 1);
     let mut first = world.connect();
     World::echo(&mut first);
     close(&world, first);
@@ -49,7 +49,8 @@ fn an_active_pair_has_a_tunnel_ready() {
 
 #[test]
 fn idle_tunnels_are_closed_by_both_sides_in_time() {
-    let limits = Limits { idle_timeout: Duration::from_millis(200), warm_tunnels: 0, ..Limits::default() };
+    let limits =
+        Limits { idle_timeout: Duration::from_millis(200), sharing: false, warm_tunnels: 0, ..Limits::default() };
     let world = World::with(echo, &limits, 1);
     let mut stream = world.connect();
     World::echo(&mut stream);
@@ -64,7 +65,7 @@ fn idle_tunnels_are_closed_by_both_sides_in_time() {
 
 #[test]
 fn a_tunnel_is_not_used_beyond_its_certificates_but_its_flow_is() {
-    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { sharing: false, warm_tunnels: 0, ..Limits::default() }, 1);
     world.install(&world.a, Duration::from_secs(3));
     let mut stream = world.connect();
     World::echo(&mut stream);
@@ -81,7 +82,7 @@ fn a_tunnel_is_not_used_beyond_its_certificates_but_its_flow_is() {
 #[test]
 fn a_stale_tunnel_is_replaced_without_the_application_noticing() {
     // The destination's side times out first, and is not asked: the source finds out when it uses the tunnel.
-    let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
+    let world = World::with(echo, &Limits { sharing: false, warm_tunnels: 0, ..Limits::default() }, 1);
     let mut stream = world.connect();
     World::echo(&mut stream);
     close(&world, stream);

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Instant;
 
 use opencluster_identity::SpiffeId;
@@ -14,20 +14,25 @@ use opencluster_policy::resource::Protocol;
 use rustls::ServerConfig;
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use super::info::{Party, TunnelInfo, wall_clock};
 use super::link::{LinkError, Tunnel};
-use super::oct::exchange::{Exchange, Role};
-use super::oct::frame::{Event, Kind, Open, Refusal, RefusalCode};
+use super::oct::exchange::{Direction, Exchange, Role};
+use super::oct::frame::{Continue, Event, Framing, Kind, Open, Refusal, RefusalCode};
+use super::pool::Leased;
+use super::shared::hub::{Happened, Hub};
+use super::shared::stream::{Moving, Stream};
 use super::tls::handshake::{self, HandshakeError};
 use crate::admin::metrics::PairCounters;
 use crate::authz;
+use crate::relay::shared::{self, Moved, SharedRelay};
 use crate::relay::socket::Socket;
 use crate::relay::{Ending, Outcome, Relay};
 use crate::shared::NotReady;
-use crate::worker::Worker;
 use crate::worker::registry::{Cut, Flow, FlowGuard, HeldGuard, Phase, Side};
 use crate::worker::report::Verdict;
+use crate::worker::{PeerSlot, Worker};
 
 /// Why an inbound tunnel was not served, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,9 @@ pub enum InboundError {
     /// The socket.
     #[error("tunnel socket: {0}")]
     Io(#[from] io::Error),
+    /// A shared tunnel ended.
+    #[error("{0}")]
+    Ended(String),
     /// It was cut.
     #[error("the tunnel was cut: {0}")]
     Cut(Cut),
@@ -65,7 +73,8 @@ pub enum InboundError {
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, config: Arc<ServerConfig>) {
     // Boxed: a handshake is large, and the tunnel lives on long after it.
     let result = match Box::pin(handshake(&worker, stream, peer, config)).await {
-        Ok((tunnel, info)) => serve_tunnel(&worker, tunnel, info, peer).await,
+        Ok((Carrier::Leased(tunnel), info)) => serve_tunnel(&worker, tunnel, info, peer).await,
+        Ok((Carrier::Shared(hub), info)) => serve_hub(&worker, &hub, info, peer).await,
         Err(error) => {
             worker.shared.metrics.handshake_failures.inc();
             tracing::info!(%peer, %error, "inbound tunnel refused");
@@ -78,12 +87,18 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, conf
     }
 }
 
+/// A tunnel of either kind.
+enum Carrier {
+    Leased(Box<Tunnel>),
+    Shared(Rc<Hub>),
+}
+
 async fn handshake(
     worker: &Worker,
     mut stream: TcpStream,
     peer: SocketAddr,
     config: Arc<ServerConfig>,
-) -> Result<(Box<Tunnel>, Rc<TunnelInfo>), InboundError> {
+) -> Result<(Carrier, Rc<TunnelInfo>), InboundError> {
     let shared = &worker.shared;
     shared.carry()?;
     let _slot = worker.handshake_slot(peer.ip()).ok_or(InboundError::Limit("TLS handshakes at once"))?;
@@ -96,11 +111,139 @@ async fn handshake(
     let svid = shared.svids.by_server_name(name).ok_or(InboundError::NoIdentity)?;
     let local = Party::local(&worker.intern(svid.id()), &svid);
     let info = Rc::new(TunnelInfo::new(local, &remote, peer, &established.agreed));
-    let tunnel = Tunnel::from_handshake(Socket::new(stream)?, established)
-        .ok_or(InboundError::Limit("data behind the handshake"))?;
+    let socket = Socket::new(stream)?;
+    let carrier = match established.agreed.framing {
+        Framing::Leased => Tunnel::from_handshake(socket, established).map(|tunnel| Carrier::Leased(Box::new(tunnel))),
+        Framing::Shared => Hub::new(Role::Acceptor, socket, established, Rc::clone(&info)).map(Carrier::Shared),
+    };
     shared.metrics.handshakes.inc();
-    Ok((Box::new(tunnel), info))
+    Ok((carrier.ok_or(InboundError::Limit("data behind the handshake"))?, info))
 }
+
+/// Registers a tunnel, within the limits.
+fn hold(worker: &Rc<Worker>, info: &Rc<TunnelInfo>) -> Result<(HeldGuard, PeerSlot), InboundError> {
+    let slot = worker.peer_slot(&info.remote.id).ok_or(InboundError::Limit("tunnels of one identity"))?;
+    if worker.registry.held_count() >= worker.shared.limits.tunnels {
+        return Err(InboundError::Limit("inbound tunnels"));
+    }
+    let held = worker.registry.add_held(Rc::clone(info));
+    // Registered first, checked second: a revocation in between is seen by one of the two.
+    match info.revoked(&worker.shared.trust) {
+        Some(reason) => Err(InboundError::Cut(Cut::Identity(reason))),
+        None => Ok((held, slot)),
+    }
+}
+
+// --- shared tunnels -------------------------------------------------------------------------------------------------
+
+async fn serve_hub(
+    worker: &Rc<Worker>,
+    hub: &Rc<Hub>,
+    info: Rc<TunnelInfo>,
+    peer: SocketAddr,
+) -> Result<(), InboundError> {
+    let (held, _slot) = hold(worker, &info)?;
+    let counters = Rc::new(worker.shared.metrics.pair(Side::Inbound, &info.remote.id, &info.local.id));
+    let result = loop {
+        let happened = poll_fn(|context| {
+            if let Poll::Ready(cut) = held.watch.poll_cut(context) {
+                return Poll::Ready(Err(LinkError::Cut(cut)));
+            }
+            let happened = hub.poll(context);
+            held.phase.set(match (hub.idle_since(), held.phase.get()) {
+                (None, _) => Phase::Busy,
+                (Some(_), opening @ Phase::Opening(_)) if hub.is_mid_frame() => opening,
+                (Some(_), _) if hub.is_mid_frame() => Phase::Opening(Instant::now()),
+                (Some(since), _) => Phase::Idle(since),
+            });
+            happened
+        });
+        let (id, open) = match happened.await {
+            Ok(Happened::Opened(id, open)) => (id, open),
+            Ok(Happened::Closed) => {
+                hub.close();
+                return Ok(());
+            }
+            Err(error) => break error,
+        };
+        let source = Arc::clone(&info.remote.id);
+        let flow = Flow::new(Side::Inbound, open.flow, open.trace, peer, open.target, source);
+        let flow = worker.registry.add_flow(flow);
+        match hub.adopt(id, flow.shared()) {
+            Ok(stream) => {
+                let (worker, hub, counters) = (Rc::clone(worker), Rc::clone(hub), Rc::clone(&counters));
+                tokio::task::spawn_local(serve_stream(worker, hub, stream, flow, counters));
+            }
+            Err(error) => break error,
+        }
+    };
+    let told = InboundError::Ended(result.to_string());
+    let closed = matches!(result, LinkError::CloseNotify);
+    hub.end_all(result);
+    if closed { Ok(()) } else { Err(told) }
+}
+
+/// One flow of a shared tunnel, from OPEN to its end.
+async fn serve_stream(
+    worker: Rc<Worker>,
+    hub: Rc<Hub>,
+    stream: Rc<Stream>,
+    flow: FlowGuard,
+    counters: Rc<PairCounters>,
+) {
+    *flow.tunnel.borrow_mut() = Some(Rc::clone(&hub.info));
+    let (answered, refusal) = match admit(&worker, &flow, &hub.info, flow.peer).await {
+        Ok(app) => {
+            *stream.app.borrow_mut() = Some(app);
+            flow.accepted();
+            counters.flows.inc();
+            (hub.accept(&stream, worker.number()), None)
+        }
+        Err(refusal) => {
+            stream.drop_data();
+            flow.ending_since.set(Some(Instant::now()));
+            worker.shared.metrics.refused(Side::Inbound, refusal.code.name());
+            (hub.refuse(&stream, &refusal), Some(refusal))
+        }
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "a flow could not be answered");
+        hub.watch.cut(Cut::Timeout("the peer does not read its control frames"));
+    }
+    let _known = refusal.is_none().then(|| worker.know_stream(&stream));
+    let relay = SharedRelay { hub: &hub, stream: &stream, flow: &flow, replay: Vec::new(), keep: false };
+    let ending = match relay.run(|| {}).await {
+        shared::Outcome::Ended(ending) => ending,
+        shared::Outcome::Moved(moved) => Box::pin(serve_moved(&flow, *moved)).await,
+    };
+    let (sent, received) = flow.take_unreported();
+    counters.sent.inc_by(sent);
+    counters.received.inc_by(received);
+    match refusal {
+        Some(refusal) => worker.report(&flow, &Verdict::refused_here(&refusal)),
+        None => worker.report(&flow, &Verdict::ended(&ending)),
+    }
+}
+
+/// A flow that goes on over a tunnel of its own.
+async fn serve_moved(flow: &FlowGuard, moved: Moved) -> Ending {
+    let Moved { app, mut leased, exchange } = moved;
+    *flow.tunnel.borrow_mut() = Some(Rc::clone(&leased.info));
+    let relay = Relay { app: Some(app), tunnel: &mut leased.tunnel, exchange, flow, replay: Vec::new(), keep: false };
+    let Outcome { ending, reusable } = relay.run().await;
+    // The tunnel's own task waits for it, unless it was cut meanwhile.
+    match leased.home {
+        Some(home) if reusable => {
+            if let Err(tunnel) = home.send(leased.tunnel) {
+                tunnel.reset();
+            }
+        }
+        _ => leased.tunnel.reset(),
+    }
+    ending
+}
+
+// --- leased tunnels -------------------------------------------------------------------------------------------------
 
 async fn serve_tunnel(
     worker: &Rc<Worker>,
@@ -108,21 +251,21 @@ async fn serve_tunnel(
     info: Rc<TunnelInfo>,
     peer: SocketAddr,
 ) -> Result<(), InboundError> {
-    let limits = &worker.shared.limits;
-    let _peer_slot = worker.peer_slot(&info.remote.id).ok_or(InboundError::Limit("tunnels of one identity"))?;
-    if worker.registry.held_count() >= limits.tunnels {
-        return Err(InboundError::Limit("inbound tunnels"));
-    }
-    let held = worker.registry.add_held(Rc::clone(&info));
-    // Registered first, checked second: a revocation in between is seen by one of the two.
-    if let Some(reason) = info.revoked(&worker.shared.trust) {
-        return Err(InboundError::Cut(Cut::Identity(reason)));
-    }
+    let (held, _slot) = hold(worker, &info)?;
     let counters = worker.shared.metrics.pair(Side::Inbound, &info.remote.id, &info.local.id);
     loop {
-        let open = next_open(&mut tunnel, &held).await?;
+        let next = next_flow(&mut tunnel, &held).await?;
         held.phase.set(Phase::Busy);
-        let after = Box::pin(serve_flow(worker, &mut tunnel, &info, &counters, peer, open)).await;
+        let after = match next {
+            Next::Open(open) => Box::pin(serve_flow(worker, &mut tunnel, &info, &counters, peer, open)).await,
+            Next::Continue(of) => match continue_flow(worker, tunnel, &info, &held, of).await? {
+                Some(back) => {
+                    tunnel = back;
+                    After::Reusable
+                }
+                None => return Ok(()),
+            },
+        };
         held.phase.set(Phase::Idle(Instant::now()));
         match after {
             After::Broken => tunnel.reset(),
@@ -133,8 +276,14 @@ async fn serve_tunnel(
     }
 }
 
-/// Waits for the next OPEN. The worker's sweep cuts tunnels that take too long; there is no timer for each.
-async fn next_open(tunnel: &mut Tunnel, held: &HeldGuard) -> Result<Open, InboundError> {
+/// What a tunnel is used for next.
+enum Next {
+    Open(Open),
+    Continue(Continue),
+}
+
+/// Waits for the next OPEN or CONTINUE. The worker's sweep cuts tunnels that take too long; there is no timer for each.
+async fn next_flow(tunnel: &mut Tunnel, held: &HeldGuard) -> Result<Next, InboundError> {
     let event = poll_fn(|context| {
         if let Poll::Ready(cut) = held.watch.poll_cut(context) {
             return Poll::Ready(Err(InboundError::Cut(cut)));
@@ -150,16 +299,98 @@ async fn next_open(tunnel: &mut Tunnel, held: &HeldGuard) -> Result<Open, Inboun
         }
     })
     .await?;
-    let kind = match event {
-        Event::Open(open) => return Ok(open),
-        Event::Accept => Kind::Accept,
-        Event::Refuse(_) => Kind::Refuse,
-        Event::Data(_) => Kind::Data,
-        Event::Fin => Kind::Fin,
-        Event::Reset => Kind::Reset,
+    match event {
+        Event::Open(open) => Ok(Next::Open(open)),
+        Event::Continue(of) => Ok(Next::Continue(of)),
+        other => {
+            let direction = Exchange::new(Role::Acceptor).remote();
+            Err(LinkError::from(super::oct::exchange::Violation { kind: other.kind(), direction }).into())
+        }
+    }
+}
+
+/// Lends the tunnel to a flow that was on a shared one; returns it when it is free again.
+async fn continue_flow(
+    worker: &Rc<Worker>,
+    mut tunnel: Box<Tunnel>,
+    info: &Rc<TunnelInfo>,
+    held: &HeldGuard,
+    of: Continue,
+) -> Result<Option<Box<Tunnel>>, InboundError> {
+    if of.worker != worker.number() {
+        return match worker.pass_tunnel(tunnel, info, of) {
+            Ok(()) => Ok(None),
+            Err(tunnel) => refuse_to_continue(tunnel, held, "its worker does not take it").await.map(Some),
+        };
+    }
+    let Some(stream) = worker.movable_stream(of.flow, info) else {
+        return refuse_to_continue(tunnel, held, "there is no such flow").await.map(Some);
     };
-    let direction = Exchange::new(Role::Acceptor).remote();
-    Err(LinkError::from(super::oct::exchange::Violation { kind, direction }).into())
+    tunnel.queue(Kind::Accept);
+    poll_fn(|context| tunnel.poll_flush(context)).await?;
+    let (home, back) = oneshot::channel();
+    let leased = Leased { tunnel, info: Rc::clone(info), reused: true, home: Some(home) };
+    *stream.moving.borrow_mut() = Moving::Ready(Box::new(leased));
+    stream.flow.watch.wake();
+    drop(stream);
+    // Dropped with the flow if the flow ends in another way.
+    Ok(back.await.ok())
+}
+
+async fn refuse_to_continue(
+    mut tunnel: Box<Tunnel>,
+    held: &HeldGuard,
+    why: &'static str,
+) -> Result<Box<Tunnel>, InboundError> {
+    tunnel.queue_refusal(&Refusal::new(RefusalCode::Cancelled, why));
+    held.phase.set(Phase::Opening(Instant::now()));
+    let event = poll_fn(|context| {
+        if let Poll::Ready(cut) = held.watch.poll_cut(context) {
+            return Poll::Ready(Err(LinkError::Cut(cut)));
+        }
+        ready!(tunnel.poll_flush(context))?;
+        tunnel.poll_event(context)
+    });
+    match event.await? {
+        Event::Reset => Ok(tunnel),
+        other => {
+            let violation = super::oct::exchange::Violation { kind: other.kind(), direction: Direction::Running };
+            Err(LinkError::from(violation).into())
+        }
+    }
+}
+
+/// A tunnel that another worker passed, for a flow that is here.
+pub async fn serve_passed(worker: Rc<Worker>, tunnel: Box<Tunnel>, info: Rc<TunnelInfo>, of: Continue) {
+    let peer = info.address;
+    let result = serve_continued(&worker, tunnel, info, of).await;
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "inbound tunnel ended");
+    }
+}
+
+async fn serve_continued(
+    worker: &Rc<Worker>,
+    tunnel: Box<Tunnel>,
+    info: Rc<TunnelInfo>,
+    of: Continue,
+) -> Result<(), InboundError> {
+    let back = {
+        let (held, _slot) = hold(worker, &info)?;
+        held.phase.set(Phase::Busy);
+        continue_flow(worker, tunnel, &info, &held, of).await?
+    };
+    match back {
+        Some(tunnel) if !worker.shared.is_draining() && info.is_current(wall_clock()) => {
+            let peer = info.address;
+            Box::pin(serve_tunnel(worker, tunnel, info, peer)).await
+        }
+        Some(tunnel) => {
+            tunnel.close();
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a tunnel is good for when its flow has ended.

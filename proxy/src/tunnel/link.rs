@@ -5,14 +5,13 @@
 //! the application from there.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
-use super::oct::frame::{Decoder, Event, FrameError, HEADER, Kind, Open, Refusal, data_header, encode_empty};
+use super::inbox::Inbox;
+use super::oct::frame::{Continue, Event, FrameError, Framing, HEADER, Kind, Open, Refusal, data_header, encode_empty};
 use super::tls::handshake::Established;
 use super::tls::record::{
-    KEY_UPDATE_RECORD, MAX_CONTENT, MAX_OWN_RECORD, MAX_RECORD, Opened, RECORD_HEADER, RECORD_TRAILER, RecordError,
-    Session, record_length,
+    KEY_UPDATE_RECORD, MAX_CONTENT, MAX_OWN_RECORD, RECORD_HEADER, RECORD_TRAILER, RecordError, Session,
 };
 use crate::relay::buffer::{self, Buffer, LARGE_RECORDS, Size};
 use crate::relay::socket::Socket;
@@ -41,6 +40,26 @@ pub enum LinkError {
     /// The peer sent a frame out of turn.
     #[error(transparent)]
     Violation(#[from] super::oct::exchange::Violation),
+    /// The peer sent more than it may.
+    #[error("the peer sent more data than a stream's window allows")]
+    Window,
+    /// A stream that there is not.
+    #[error("the peer sent {kind:?} for stream {stream}, which is not open")]
+    NoStream {
+        /// What arrived.
+        kind: Kind,
+        /// For which.
+        stream: u32,
+    },
+    /// Streams without number.
+    #[error("the peer opened more streams than a shared tunnel may carry")]
+    TooManyStreams,
+    /// We would have to say more than the peer reads.
+    #[error("the peer does not read its control frames")]
+    Choked,
+    /// It was cut.
+    #[error("the tunnel was cut: {0}")]
+    Cut(crate::worker::registry::Cut),
     /// The peer goes on sending to a flow that was cut.
     #[error("the peer did not stop sending after the flow was cut")]
     Deaf,
@@ -52,17 +71,6 @@ struct Outbox {
     buffer: Option<Buffer>,
     sent: u32,
     end: u32,
-}
-
-/// What has arrived: ciphertext, and the part of a record that is opened but not decoded.
-#[derive(Debug, Default)]
-struct Inbox {
-    buffer: Option<Buffer>,
-    start: u32,
-    end: u32,
-    plain: (u32, u32),
-    delivered: u32,
-    size: Size,
 }
 
 /// Where the data of outgoing records comes from.
@@ -94,32 +102,25 @@ pub enum Loaded {
 pub struct Tunnel {
     socket: Socket,
     session: Session,
-    decoder: Decoder,
     outbox: Outbox,
     inbox: Inbox,
+    /// Pieces of data that are written to the application already.
+    delivered: u32,
     /// Encoded control frames for the next record.
     control: Vec<u8>,
-    key_update_due: bool,
     load_size: Size,
 }
 
 impl Tunnel {
     /// A tunnel over an established session. `None`: the peer sent more behind its handshake than it may.
     pub fn new(socket: Socket, session: Session, leftover: &[u8]) -> Option<Self> {
-        let mut inbox = Inbox::default();
-        if !leftover.is_empty() {
-            let mut buffer = buffer::take(if leftover.len() > MAX_RECORD { Size::Large } else { Size::Small });
-            buffer.get_mut(..leftover.len())?.copy_from_slice(leftover);
-            inbox = Inbox { buffer: Some(buffer), end: leftover.len() as u32, ..inbox };
-        }
         Some(Self {
             socket,
             session,
-            decoder: Decoder::default(),
             outbox: Outbox::default(),
-            inbox,
+            inbox: Inbox::new(Framing::Leased, leftover)?,
+            delivered: 0,
             control: Vec::new(),
-            key_update_due: false,
             load_size: Size::Small,
         })
     }
@@ -129,6 +130,14 @@ impl Tunnel {
         Self::new(socket, established.session, &established.leftover)
     }
 
+    /// What another worker needs to go on with it; `None` if something is half done.
+    pub fn into_parts(mut self) -> Option<(std::net::TcpStream, Session)> {
+        if !self.is_idle() {
+            return None;
+        }
+        self.socket.into_std().ok().map(|stream| (stream, self.session))
+    }
+
     /// The socket, for its addresses.
     pub fn socket(&self) -> &Socket {
         &self.socket
@@ -136,27 +145,32 @@ impl Tunnel {
 
     /// Queues OPEN for the next record.
     pub fn queue_open(&mut self, open: &Open) {
-        open.encode(&mut self.control);
+        open.encode(None, &mut self.control);
+    }
+
+    /// Queues CONTINUE for the next record.
+    pub fn queue_continue(&mut self, of: &Continue) {
+        of.encode(&mut self.control);
     }
 
     /// Queues REFUSE for the next record.
     pub fn queue_refusal(&mut self, refusal: &Refusal) {
-        refusal.encode(&mut self.control);
+        refusal.encode(None, &mut self.control);
     }
 
     /// Queues ACCEPT, FIN or RESET for the next record.
     pub fn queue(&mut self, kind: Kind) {
-        encode_empty(kind, &mut self.control);
+        encode_empty(kind, None, &mut self.control);
     }
 
     /// Whether everything that was queued has gone to the kernel.
     pub fn is_flushed(&self) -> bool {
-        self.outbox.buffer.is_none() && self.control.is_empty() && !self.key_update_due
+        self.outbox.buffer.is_none() && self.control.is_empty() && !self.inbox.key_update_due
     }
 
     /// Whether a control frame waits for a record.
     pub fn has_control(&self) -> bool {
-        !self.control.is_empty() || self.key_update_due
+        !self.control.is_empty() || self.inbox.key_update_due
     }
 
     /// Whether ciphertext waits to be sent.
@@ -166,8 +180,8 @@ impl Tunnel {
 
     /// Between flows, with nothing half done: fit for the pool.
     pub fn is_idle(&mut self) -> bool {
-        self.give_back();
-        self.is_flushed() && self.inbox.buffer.is_none() && self.decoder.is_between_frames()
+        self.inbox.give_back();
+        self.is_flushed() && !self.inbox.is_mid_frame()
     }
 
     /// Whether an idle tunnel is of no use any more (no system call).
@@ -215,9 +229,9 @@ impl Tunnel {
     fn compose(&mut self, context: &mut Context<'_>, source: Source<'_>) -> Poll<Result<Loaded, LinkError>> {
         let Some(buffer) = &mut self.outbox.buffer else { return Poll::Ready(Ok(Loaded::Control)) };
         let mut at = self.outbox.end as usize;
-        if self.key_update_due || self.session.wants_key_update() {
+        if self.inbox.key_update_due || self.session.wants_key_update() {
             at += self.session.seal_key_update(&mut buffer[at..])?;
-            self.key_update_due = false;
+            self.inbox.key_update_due = false;
             self.outbox.end = at as u32;
         }
 
@@ -325,41 +339,13 @@ impl Tunnel {
 
     /// The next event from what has already arrived; data is noted for [`Tunnel::poll_deliver`] unless `discard`.
     pub fn next_event(&mut self, discard: bool) -> Result<Option<Event>, LinkError> {
-        loop {
-            let Some(buffer) = &mut self.inbox.buffer else { return Ok(None) };
-            let (start, end) = self.inbox.plain;
-            if start < end {
-                let (used, event) = self.decoder.next(&buffer[start as usize..end as usize])?;
-                self.inbox.plain.0 += used as u32;
-                match event {
-                    None => continue,
-                    Some(Event::Data(length)) if !discard => {
-                        let to = self.inbox.plain.0;
-                        if let Some(ranges) = buffer.ranges_mut() {
-                            ranges.push((to - length as u32, to));
-                        }
-                        return Ok(Some(Event::Data(length)));
-                    }
-                    Some(event) => return Ok(Some(event)),
-                }
-            }
-            let arrived = &mut buffer[self.inbox.start as usize..self.inbox.end as usize];
-            let Some(length) = record_length(arrived, false)? else {
-                self.give_back();
-                return Ok(None);
-            };
-            let opened = self.session.open(&mut arrived[..length])?;
-            let record_start = self.inbox.start as usize;
-            self.inbox.start += length as u32;
-            match opened {
-                Opened::Data(Range { start, end }) => {
-                    self.inbox.plain = ((record_start + start) as u32, (record_start + end) as u32);
-                }
-                Opened::CloseNotify => return Err(LinkError::CloseNotify),
-                Opened::KeyUpdate { reply } => self.key_update_due |= reply,
-                Opened::Nothing => {}
-            }
+        let event = self.inbox.next(&mut self.session)?;
+        if let Some(Event::Data(length)) = event
+            && !discard
+        {
+            self.inbox.note(length);
         }
+        Ok(event)
     }
 
     /// Whether data waits to be delivered.
@@ -376,13 +362,13 @@ impl Tunnel {
     pub fn poll_deliver(&mut self, context: &mut Context<'_>, app: &mut Socket) -> Poll<io::Result<()>> {
         loop {
             let Some(buffer) = &mut self.inbox.buffer else { return Poll::Ready(Ok(())) };
-            let ranges = &buffer.ranges()[self.inbox.delivered as usize..];
+            let ranges = &buffer.ranges()[self.delivered as usize..];
             if ranges.is_empty() {
                 if let Some(ranges) = buffer.ranges_mut() {
                     ranges.clear();
                 }
-                self.inbox.delivered = 0;
-                self.give_back();
+                self.delivered = 0;
+                self.inbox.give_back();
                 return Poll::Ready(Ok(()));
             }
             let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
@@ -391,7 +377,7 @@ impl Tunnel {
                 *piece = IoSlice::new(&buffer[start as usize..end as usize]);
             }
             let mut written = ready!(app.poll_write_vectored(context, &pieces[..count]))? as u32;
-            let delivered = self.inbox.delivered as usize;
+            let delivered = self.delivered as usize;
             let Some(ranges) = buffer.ranges_mut() else { return Poll::Ready(Ok(())) };
             for range in &mut ranges[delivered..] {
                 let step = written.min(range.1 - range.0);
@@ -400,7 +386,7 @@ impl Tunnel {
                 if range.0 < range.1 {
                     break;
                 }
-                self.inbox.delivered += 1;
+                self.delivered += 1;
             }
         }
     }
@@ -410,38 +396,13 @@ impl Tunnel {
         if let Some(ranges) = self.inbox.buffer.as_mut().and_then(Buffer::ranges_mut) {
             ranges.clear();
         }
-        self.inbox.delivered = 0;
-        self.give_back();
+        self.delivered = 0;
+        self.inbox.give_back();
     }
 
     /// Reads more from the socket. Only when nothing waits to be delivered and [`Tunnel::next_event`] has found nothing.
     pub fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        ready!(self.socket.poll_readable(context))?;
-        self.make_room();
-        let inbox = &mut self.inbox;
-        let buffer = inbox.buffer.get_or_insert_with(|| buffer::take(inbox.size));
-        let space = &mut buffer[inbox.end as usize..];
-        let room = space.len();
-        let read = match self.socket.poll_read_vectored(context, &mut [IoSliceMut::new(space)]) {
-            Poll::Ready(Ok(read)) => read,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-            Poll::Pending => {
-                self.give_back();
-                return Poll::Pending;
-            }
-        };
-        if read == 0 {
-            return Poll::Ready(Err(LinkError::Truncated));
-        }
-        inbox.end += read as u32;
-        inbox.size = if read == room {
-            Size::Large
-        } else if read < MAX_CONTENT {
-            Size::Small
-        } else {
-            inbox.size
-        };
-        Poll::Ready(Ok(()))
+        self.inbox.poll_fill(&mut self.socket, context)
     }
 
     /// The next event, reading as needed. For the moments between flows, when no data is expected.
@@ -450,7 +411,7 @@ impl Tunnel {
             if let Some(event) = self.next_event(true)? {
                 return Poll::Ready(Ok(event));
             }
-            if self.key_update_due {
+            if self.inbox.key_update_due {
                 ready!(self.poll_flush(context))?;
             }
             ready!(self.poll_receive(context))?;
@@ -459,33 +420,7 @@ impl Tunnel {
 
     /// Something of a frame or record has arrived, but not all.
     pub fn is_mid_frame(&self) -> bool {
-        self.inbox.buffer.is_some() || !self.decoder.is_between_frames()
-    }
-
-    /// Moves an incomplete record to the front, and to a large buffer when the flow has become bulk.
-    fn make_room(&mut self) {
-        let inbox = &mut self.inbox;
-        let Some(buffer) = &mut inbox.buffer else { return };
-        let (start, end) = (inbox.start as usize, inbox.end as usize);
-        if inbox.size == Size::Large && buffer.len() < LARGE_RECORDS * MAX_OWN_RECORD {
-            let mut larger = buffer::take(Size::Large);
-            larger[..end - start].copy_from_slice(&buffer[start..end]);
-            *buffer = larger;
-        } else {
-            buffer.copy_within(start..end, 0);
-        }
-        inbox.start = 0;
-        inbox.end = (end - start) as u32;
-        inbox.plain = (0, 0);
-    }
-
-    /// Gives the buffer back as soon as nothing is in it.
-    fn give_back(&mut self) {
-        let inbox = &mut self.inbox;
-        let empty = inbox.start == inbox.end && inbox.plain.0 == inbox.plain.1;
-        if empty && inbox.buffer.as_ref().is_some_and(|buffer| buffer.ranges().is_empty()) {
-            *inbox = Inbox { size: inbox.size, ..Inbox::default() };
-        }
+        self.inbox.is_mid_frame()
     }
 }
 

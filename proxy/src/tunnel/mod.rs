@@ -1,10 +1,13 @@
-//! Tunnels: authenticated, encrypted connections between two proxies, each leased to one flow at a time.
+//! Tunnels: authenticated, encrypted connections between two proxies. Small flows share one; a flow that has become bulk
+//! gets one of its own.
 
 pub mod inbound;
+mod inbox;
 pub mod info;
 pub mod link;
 pub mod oct;
 pub mod pool;
+pub mod shared;
 pub mod tls;
 
 use std::io;

@@ -1,11 +1,13 @@
-//! Warm tunnels of one worker, by source identity, destination identity and address. A tunnel is leased to one flow and
-//! comes back when both of its directions have ended.
+//! Tunnels of one worker, by source identity, destination identity and address: shared ones, and warm ones that are leased
+//! to one flow and come back when both of its directions have ended.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::ready;
 use std::time::{Duration, Instant};
 
 use opencluster_identity::SpiffeId;
@@ -17,13 +19,16 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::info::{Party, TunnelInfo, wall_clock};
-use super::link::Tunnel;
+use super::link::{LinkError, Tunnel};
 use super::oct;
-use super::tls::handshake::{self, HandshakeError};
+use super::oct::exchange::Role;
+use super::oct::frame::{Continue, Event, Kind};
+use super::shared::hub::Hub;
+use super::tls::handshake::{self, Established, HandshakeError};
 use crate::admin::metrics::PairCounters;
 use crate::relay::socket::Socket;
 use crate::shared::Shared;
-use crate::worker::registry::Side;
+use crate::worker::registry::{Cut, Side};
 
 /// A pair that has not been used for this long gets no warm tunnels.
 const ACTIVE: Duration = Duration::from_secs(30);
@@ -70,6 +75,12 @@ pub enum OpenError {
     /// The peer sent data behind its handshake, where none may be.
     #[error("the proxy at {0} sent more than a handshake")]
     Unexpected(SocketAddr),
+    /// The tunnel broke before the flow was on it.
+    #[error("tunnel: {0}")]
+    Link(Rc<LinkError>),
+    /// The destination does not take a flow over.
+    #[error("the proxy at {0} does not take the flow over: {1}")]
+    Refused(SocketAddr, String),
     /// The pool went away: the worker is ending.
     #[error("the proxy is shutting down")]
     Ending,
@@ -84,6 +95,8 @@ pub struct Leased {
     pub info: Rc<TunnelInfo>,
     /// Others used it before.
     pub reused: bool,
+    /// Acceptor: where it goes when the flow that moved to it has ended. (The opener's go back to the pool.)
+    pub home: Option<oneshot::Sender<Box<Tunnel>>>,
 }
 
 #[derive(Debug)]
@@ -100,12 +113,16 @@ pub struct Pair {
     address: SocketAddr,
     shared: Arc<Shared>,
     config: Arc<ClientConfig>,
+    shared_config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     /// What its flows are counted in.
     pub counters: PairCounters,
     idle: RefCell<VecDeque<Idle>>,
     waiting: RefCell<VecDeque<oneshot::Sender<Result<Leased, OpenError>>>>,
     opening: Cell<usize>,
+    hubs: RefCell<Vec<Rc<Hub>>>,
+    /// Flows that wait for the shared tunnel that is being opened; `None`: none is.
+    waiting_for_hub: RefCell<Option<Vec<oneshot::Sender<Result<Rc<Hub>, OpenError>>>>>,
     last_used: Cell<Instant>,
 }
 
@@ -145,12 +162,23 @@ impl Pools {
         for pair in self.pairs.borrow().values() {
             let held = self.shared.holds(&pair.source);
             pair.idle.borrow_mut().retain(|idle| held && idle.leased.info.revoked(&self.shared.trust).is_none());
+            for hub in pair.hubs.borrow().iter() {
+                let gone = || format!("{} is not held by this node any more", pair.source);
+                let reason = hub.info.revoked(&self.shared.trust).or_else(|| (!held).then(gone));
+                if let Some(reason) = reason {
+                    hub.watch.cut(Cut::Identity(reason));
+                }
+            }
         }
     }
 
     /// Drops everything at once.
-    pub fn clear(&self) {
-        self.pairs.borrow_mut().clear();
+    pub fn clear(&self, reason: &Cut) {
+        for (_, pair) in self.pairs.borrow_mut().drain() {
+            for hub in pair.hubs.borrow().iter() {
+                hub.watch.cut(reason.clone());
+            }
+        }
     }
 
     /// Drops idle tunnels that the peer closed, that are too old or idle for too long, and pairs that nobody uses;
@@ -174,7 +202,14 @@ impl Pools {
             }
             *idle = kept;
             left += idle.len();
-            let busy = pair.opening.get() > 0 || Rc::strong_count(pair) > 1;
+            for hub in pair.hubs.borrow().iter() {
+                if !hub.info.is_current(wall) || hub.idle_since().is_some_and(|at| now.duration_since(at) > limit) {
+                    hub.retire();
+                }
+            }
+            // Retired ones stay in sight until their last flow has ended: they may have to be cut.
+            pair.hubs.borrow_mut().retain(|hub| !hub.is_dead());
+            let busy = pair.opening.get() > 0 || Rc::strong_count(pair) > 1 || !pair.hubs.borrow().is_empty();
             busy || !idle.is_empty() || now.duration_since(pair.last_used.get()) < limit
         });
         left
@@ -189,22 +224,28 @@ impl Pair {
         address: SocketAddr,
     ) -> Result<Self, OpenError> {
         let configuration = |error| OpenError::Configuration(Arc::new(error));
-        let config = client_config(&shared.svids, source, &shared.trust, ExpectedPeer::ServerName, &[oct::ALPN])
-            .map_err(configuration)?;
-        // The record layer takes over the traffic keys: see tls/record.rs.
-        let mut config = Arc::unwrap_or_clone(config);
-        config.enable_secret_extraction = true;
+        let config_for = |protocol| {
+            let config = client_config(&shared.svids, source, &shared.trust, ExpectedPeer::ServerName, &[protocol])
+                .map_err(configuration)?;
+            // The record layer takes over the traffic keys: see tls/record.rs.
+            let mut config = Arc::unwrap_or_clone(config);
+            config.enable_secret_extraction = true;
+            Ok(Arc::new(config))
+        };
         Ok(Self {
+            config: config_for(oct::ALPN)?,
+            shared_config: config_for(oct::SHARED_ALPN)?,
             server_name: server_name(destination).map_err(configuration)?,
             counters: shared.metrics.pair(Side::Outbound, source, destination),
             source: Arc::clone(source),
             destination: Arc::clone(destination),
             address,
             shared,
-            config: Arc::new(config),
             idle: RefCell::default(),
             waiting: RefCell::default(),
             opening: Cell::new(0),
+            hubs: RefCell::default(),
+            waiting_for_hub: RefCell::default(),
             last_used: Cell::new(Instant::now()),
         })
     }
@@ -225,6 +266,51 @@ impl Pair {
         // Whatever is idle was closed together with the one that just proved stale, or soon will be: let the sweep see.
         let leased = self.open().await?;
         Ok(leased)
+    }
+
+    /// A tunnel on which the destination has agreed to take over a flow of a shared one.
+    pub async fn lease_for(self: &Rc<Self>, of: &Continue) -> Result<Leased, OpenError> {
+        let leased = self.lease().await?;
+        let reused = leased.reused;
+        match self.ask_to_continue(leased, of).await {
+            // The peer may have closed it while it was idle.
+            Err(OpenError::Link(_)) if reused => self.ask_to_continue(self.lease_fresh().await?, of).await,
+            answered => answered,
+        }
+    }
+
+    async fn ask_to_continue(self: &Rc<Self>, mut leased: Leased, of: &Continue) -> Result<Leased, OpenError> {
+        if let Some(reason) = leased.info.revoked(&self.shared.trust) {
+            return Err(OpenError::Refused(self.address, reason));
+        }
+        let tunnel = &mut leased.tunnel;
+        tunnel.queue_continue(of);
+        let answer = poll_fn(|context| {
+            ready!(tunnel.poll_flush(context))?;
+            tunnel.poll_event(context)
+        });
+        let refused = match answer.await.map_err(|error| OpenError::Link(Rc::new(error)))? {
+            Event::Accept(_) => return Ok(leased),
+            Event::Refuse(refusal) => refusal.to_string(),
+            other => {
+                leased.tunnel.reset();
+                return Err(OpenError::Refused(self.address, format!("it answered with {other:?}")));
+            }
+        };
+        // REFUSE is answered with RESET: then the tunnel is free again.
+        leased.tunnel.queue(Kind::Reset);
+        let flushed = poll_fn(|context| leased.tunnel.poll_flush(context)).await.is_ok();
+        self.take_back(leased, flushed);
+        Err(OpenError::Refused(self.address, refused))
+    }
+
+    /// Takes a tunnel back for the next flow, or closes it with a reset.
+    pub fn take_back(self: &Rc<Self>, leased: Leased, reusable: bool) {
+        if reusable {
+            self.give_back(leased);
+        } else {
+            leased.tunnel.reset();
+        }
     }
 
     /// Takes a tunnel back.
@@ -329,16 +415,107 @@ impl Pair {
         }
     }
 
-    async fn open(&self) -> Result<Leased, OpenError> {
-        let opened = self.connect_and_shake_hands().await;
-        match &opened {
-            Ok(_) => self.shared.metrics.handshakes.inc(),
-            Err(_) => self.shared.metrics.handshake_failures.inc(),
-        };
-        opened
+    // --- shared tunnels ---------------------------------------------------------------------------------------------
+
+    /// A shared tunnel with a place for one more flow; opened if there is none.
+    pub async fn hub(self: &Rc<Self>) -> Result<Rc<Hub>, OpenError> {
+        self.last_used.set(Instant::now());
+        loop {
+            if let Some(hub) = self.usable_hub() {
+                return Ok(hub);
+            }
+            let receiver = {
+                let mut waiting = self.waiting_for_hub.borrow_mut();
+                let (sender, receiver) = oneshot::channel();
+                match &mut *waiting {
+                    Some(waiting) if waiting.len() >= self.shared.limits.waiting => {
+                        return Err(OpenError::Busy(self.address));
+                    }
+                    Some(waiting) => waiting.push(sender),
+                    None => {
+                        *waiting = Some(vec![sender]);
+                        tokio::task::spawn_local(Rc::clone(self).open_hub());
+                    }
+                }
+                receiver
+            };
+            let hub = receiver.await.unwrap_or(Err(OpenError::Ending))?;
+            if hub.has_place() {
+                return Ok(hub);
+            }
+        }
     }
 
-    async fn connect_and_shake_hands(&self) -> Result<Leased, OpenError> {
+    /// A shared tunnel that nobody used before, for a flow whose first one proved stale.
+    pub async fn fresh_hub(self: &Rc<Self>) -> Result<Rc<Hub>, OpenError> {
+        let hub = self.connect_hub().await?;
+        self.keep_hub(&hub);
+        Ok(hub)
+    }
+
+    fn usable_hub(&self) -> Option<Rc<Hub>> {
+        let wall = wall_clock();
+        let hubs = self.hubs.borrow();
+        hubs.iter().rev().find(|hub| hub.has_place() && hub.info.is_current(wall)).cloned()
+    }
+
+    async fn open_hub(self: Rc<Self>) {
+        let opened = self.connect_hub().await;
+        if let Ok(hub) = &opened {
+            self.keep_hub(hub);
+        }
+        for waiter in self.waiting_for_hub.take().unwrap_or_default() {
+            // Whoever has gone meanwhile does not need it.
+            if waiter.send(opened.clone()).is_err() {
+                tracing::trace!("a flow that waited for a tunnel has ended");
+            }
+        }
+    }
+
+    fn keep_hub(&self, hub: &Rc<Hub>) {
+        self.hubs.borrow_mut().push(Rc::clone(hub));
+        let hub = Rc::clone(hub);
+        tokio::task::spawn_local(async move {
+            match poll_fn(|context| hub.poll(context)).await {
+                Ok(_) => hub.close(),
+                Err(error) => {
+                    tracing::debug!(peer = %hub.info.address, %error, "shared tunnel ended");
+                    hub.end_all(error);
+                }
+            }
+        });
+    }
+
+    async fn connect_hub(&self) -> Result<Rc<Hub>, OpenError> {
+        let opened = self.connect_and_shake_hands(&self.shared_config).await;
+        self.count(opened.is_ok());
+        let (socket, established, info) = opened?;
+        Hub::new(Role::Opener, socket, established, info).ok_or(OpenError::Unexpected(self.address))
+    }
+
+    // --- connecting -------------------------------------------------------------------------------------------------
+
+    fn count(&self, success: bool) {
+        let metrics = &self.shared.metrics;
+        if success {
+            metrics.handshakes.inc()
+        } else {
+            metrics.handshake_failures.inc()
+        };
+    }
+
+    async fn open(&self) -> Result<Leased, OpenError> {
+        let opened = self.connect_and_shake_hands(&self.config).await;
+        self.count(opened.is_ok());
+        let (socket, established, info) = opened?;
+        let tunnel = Tunnel::from_handshake(socket, established).ok_or(OpenError::Unexpected(self.address))?;
+        Ok(Leased { tunnel: Box::new(tunnel), info, reused: false, home: None })
+    }
+
+    async fn connect_and_shake_hands(
+        &self,
+        config: &Arc<ClientConfig>,
+    ) -> Result<(Socket, Established, Rc<TunnelInfo>), OpenError> {
         let address = self.address;
         let svid =
             self.shared.svids.get(&self.source).ok_or_else(|| OpenError::NoIdentity(Arc::clone(&self.source)))?;
@@ -351,7 +528,7 @@ impl Pair {
             .map_err(|_| OpenError::Timeout(address))?
             .map_err(connect_failed)?;
         super::tune(&stream).map_err(connect_failed)?;
-        let shake = handshake::connect(&mut stream, Arc::clone(&self.config), self.server_name.clone());
+        let shake = handshake::connect(&mut stream, Arc::clone(config), self.server_name.clone());
         let established = tokio::time::timeout(limit, shake)
             .await
             .map_err(|_| OpenError::Timeout(address))?
@@ -369,7 +546,6 @@ impl Pair {
         }
         let info = Rc::new(TunnelInfo::new(local, &peer, address, &established.agreed));
         let socket = Socket::new(stream).map_err(connect_failed)?;
-        let tunnel = Tunnel::from_handshake(socket, established).ok_or(OpenError::Unexpected(address))?;
-        Ok(Leased { tunnel: Box::new(tunnel), info, reused: false })
+        Ok((socket, established, info))
     }
 }

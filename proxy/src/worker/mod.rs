@@ -2,6 +2,7 @@
 //! crosses to another thread.
 
 pub mod descriptors;
+pub mod doors;
 pub mod listen;
 pub mod registry;
 pub mod report;
@@ -22,16 +23,23 @@ use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 
+use self::doors::{Inside, Passage};
 use self::listen::{Listening, Purpose};
 use self::registry::{Cut, Flow, Registry};
 use self::report::{Live, Verdict};
 use crate::access_log::{self, BATCH};
 use crate::authz;
 use crate::relay::buffer;
+use crate::relay::socket::Socket;
 use crate::sandbox::{self, Applied, SandboxError};
 use crate::shared::{NotReady, Shared, boottime};
+use crate::tunnel::inbound;
+use crate::tunnel::info::TunnelInfo;
+use crate::tunnel::link::Tunnel;
 use crate::tunnel::oct;
+use crate::tunnel::oct::frame::Continue;
 use crate::tunnel::pool::Pools;
+use crate::tunnel::shared::stream::{Moving, Stream};
 
 /// How often a worker hands over its log, accounts and sweeps.
 const TICK: Duration = Duration::from_millis(250);
@@ -123,6 +131,8 @@ pub struct Worker {
     names: RefCell<HashSet<Arc<SpiffeId>>>,
     log: RefCell<Vec<access_log::Entry>>,
     next_flow: Cell<u64>,
+    /// Accepted flows on shared tunnels of others, which may yet move to a tunnel of their own.
+    movable: RefCell<HashMap<u64, Rc<Stream>>>,
     ticks: Cell<u64>,
 }
 
@@ -130,7 +140,15 @@ pub struct Worker {
 pub async fn start(shared: &Arc<Shared>, count: usize, sandboxed: bool) -> Result<Vec<Handle>, WorkerError> {
     let everybody = Arc::new(Barrier::new(count));
     let mut starting = Vec::with_capacity(count);
+    let mut doors = Vec::with_capacity(count);
+    let mut insides = Vec::with_capacity(count);
     for number in 0..count {
+        let (door, inside) = doors::door().map_err(|source| WorkerError::Start { number, source })?;
+        doors.push(door);
+        insides.push(inside);
+    }
+    shared.install_doors(doors);
+    for (number, inside) in insides.into_iter().enumerate() {
         let failed = |source| WorkerError::Start { number, source };
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (descriptors, passed) = descriptors::pair().map_err(failed)?;
@@ -138,7 +156,7 @@ pub async fn start(shared: &Arc<Shared>, count: usize, sandboxed: bool) -> Resul
         let start = Start { shared: Arc::clone(shared), number, sandboxed, everybody: Arc::clone(&everybody) };
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || run_thread(&start, inbox, passed, ready))
+            .spawn(move || run_thread(&start, Inbox { commands: inbox, listeners: passed, inside }, ready))
             .map_err(failed)?;
         starting.push((commands, descriptors, thread, started));
     }
@@ -158,12 +176,7 @@ struct Start {
     everybody: Arc<Barrier>,
 }
 
-fn run_thread(
-    start: &Start,
-    inbox: mpsc::Receiver<Command>,
-    passed: descriptors::Receiver,
-    ready: oneshot::Sender<Result<Applied, WorkerError>>,
-) {
+fn run_thread(start: &Start, inbox: Inbox, ready: oneshot::Sender<Result<Applied, WorkerError>>) {
     let (runtime, config, applied) = match prepare(start) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -177,7 +190,14 @@ fn run_thread(
         return;
     }
     let worker = Rc::new(Worker::new(Arc::clone(&start.shared), start.number));
-    runtime.block_on(worker.run(inbox, passed, config));
+    runtime.block_on(worker.run(inbox, config));
+}
+
+/// What comes to a worker from other threads.
+struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    listeners: descriptors::Receiver,
+    inside: Inside,
 }
 
 type Prepared = (tokio::runtime::LocalRuntime, Arc<ServerConfig>, Applied);
@@ -195,7 +215,7 @@ fn prepare(start: &Start) -> Result<Prepared, WorkerError> {
     everybody.wait();
     let runtime = runtime.map_err(failed)?;
     let identity = ServerIdentity::ByServerName(shared.svids.clone());
-    let config = server_config(identity, &shared.trust, ClientAuth::Required, &[oct::ALPN])
+    let config = server_config(identity, &shared.trust, ClientAuth::Required, &[oct::SHARED_ALPN, oct::ALPN])
         .map_err(|source| WorkerError::Tls { number, source })?;
     // The record layer takes over the traffic keys: see tunnel/tls/record.rs.
     let mut config = Arc::unwrap_or_clone(config);
@@ -221,25 +241,22 @@ impl Worker {
             log: RefCell::default(),
             // The upper half tells processes and workers apart, the lower half counts.
             next_flow: Cell::new(u64::from(rand::random::<u32>()) << 32),
+            movable: RefCell::default(),
             ticks: Cell::new(0),
             shared,
         }
     }
 
-    async fn run(
-        self: Rc<Self>,
-        mut inbox: mpsc::Receiver<Command>,
-        passed: descriptors::Receiver,
-        config: Arc<ServerConfig>,
-    ) {
+    async fn run(self: Rc<Self>, inbox: Inbox, config: Arc<ServerConfig>) {
+        let Inbox { mut commands, listeners, mut inside } = inbox;
         let mut listening = Listening::new(config);
         let mut deadline: Option<Instant> = None;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                command = inbox.recv() => match command {
-                    Some(Command::Listen(purpose)) => match passed.take() {
+                command = commands.recv() => match command {
+                    Some(Command::Listen(purpose)) => match listeners.take() {
                         // Taken in any case: one for each command.
                         Ok(_) if deadline.is_some() || self.shared.is_severed() => {}
                         Ok(listener) => listening.serve(&self, listener.into(), purpose),
@@ -259,6 +276,7 @@ impl Worker {
                     // The control thread is gone: so is the reason to go on.
                     None => break,
                 },
+                Some((socket, passage)) = inside.next() => self.receive_tunnel(socket, passage),
                 () = self.shared.changed(self.number) => self.enforce(&mut listening),
                 () = self.lease_end() => self.enforce(&mut listening),
                 _ = tick.tick() => self.tick(),
@@ -277,7 +295,7 @@ impl Worker {
         }
         listening.stop();
         self.registry.cut_all(&Cut::Draining);
-        self.pools.clear();
+        self.pools.clear(&Cut::Draining);
         tokio::task::yield_now().await;
         self.flush_log();
     }
@@ -307,7 +325,7 @@ impl Worker {
         if self.shared.is_severed() {
             listening.stop();
             self.registry.cut_all(&Cut::Severed);
-            self.pools.clear();
+            self.pools.clear(&Cut::Severed);
             return;
         }
         for flow in self.registry.flows() {
@@ -363,6 +381,53 @@ impl Worker {
         let id = self.next_flow.get();
         self.next_flow.set(id.wrapping_add(1));
         (id, rand::random())
+    }
+
+    /// Its place among the workers.
+    pub fn number(&self) -> u16 {
+        self.number as u16
+    }
+
+    // --- flows that move to a tunnel of their own -------------------------------------------------------------------
+
+    /// Keeps an accepted flow of a shared tunnel findable until the answer is dropped.
+    pub fn know_stream(self: &Rc<Self>, stream: &Rc<Stream>) -> KnownStream {
+        self.movable.borrow_mut().insert(stream.flow.id, Rc::clone(stream));
+        KnownStream { worker: Rc::clone(self), flow: stream.flow.id }
+    }
+
+    /// A flow that may move to a tunnel of these two identities.
+    pub fn movable_stream(&self, flow: u64, info: &TunnelInfo) -> Option<Rc<Stream>> {
+        let stream = self.movable.borrow().get(&flow).cloned()?;
+        let same = {
+            let tunnel = stream.flow.tunnel.borrow();
+            tunnel.as_ref().is_some_and(|on| on.remote.id == info.remote.id && on.local.id == info.local.id)
+        };
+        let stays = matches!(*stream.moving.borrow(), Moving::No);
+        (same && stays && !stream.exchange.borrow().is_over()).then_some(stream)
+    }
+
+    /// Passes a tunnel to the worker that has the flow; returns it if there is no such worker.
+    pub fn pass_tunnel(&self, tunnel: Box<Tunnel>, info: &TunnelInfo, of: Continue) -> Result<(), Box<Tunnel>> {
+        let Some(door) = self.shared.door(of.worker) else { return Err(tunnel) };
+        let Some((socket, session)) = tunnel.into_parts() else { return Ok(()) };
+        if let Err(error) = door.pass(&socket, Passage { session, info: info.clone(), of }) {
+            tracing::debug!(%error, "a tunnel did not reach the worker of its flow");
+        }
+        Ok(())
+    }
+
+    fn receive_tunnel(self: &Rc<Self>, socket: io::Result<std::net::TcpStream>, passage: Passage) {
+        let tunnel = socket.and_then(tokio::net::TcpStream::from_std).and_then(Socket::new);
+        let Passage { session, info, of } = passage;
+        match tunnel.map(|socket| Tunnel::new(socket, session, &[])) {
+            Ok(Some(tunnel)) => {
+                let task = inbound::serve_passed(Rc::clone(self), Box::new(tunnel), Rc::new(info), of);
+                tokio::task::spawn_local(task);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "a tunnel that was passed is lost"),
+        }
     }
 
     /// One shared copy of an identity.
@@ -435,6 +500,19 @@ fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
         v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// See [`Worker::know_stream`].
+#[derive(Debug)]
+pub struct KnownStream {
+    worker: Rc<Worker>,
+    flow: u64,
+}
+
+impl Drop for KnownStream {
+    fn drop(&mut self) {
+        self.worker.movable.borrow_mut().remove(&self.flow);
     }
 }
 

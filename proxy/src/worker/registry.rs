@@ -25,6 +25,8 @@ pub enum Cut {
     LeaseExpired,
     /// The controller said so.
     Severed,
+    /// Too much of what was sent to applications of this node waits to be read.
+    Overloaded,
     /// A time limit.
     Timeout(&'static str),
     /// The proxy is shutting down and the time for draining is over.
@@ -39,6 +41,7 @@ impl Cut {
             Self::Identity(_) => "identity",
             Self::LeaseExpired => "lease_expired",
             Self::Severed => "severed",
+            Self::Overloaded => "overloaded",
             Self::Timeout(_) => "timeout",
             Self::Draining => "draining",
         }
@@ -51,6 +54,7 @@ impl fmt::Display for Cut {
             Self::Policy(reason) | Self::Identity(reason) => f.write_str(reason),
             Self::LeaseExpired => f.write_str("the controller's lease ran out"),
             Self::Severed => f.write_str("this node was severed"),
+            Self::Overloaded => f.write_str("the applications of this node leave too much unread"),
             Self::Timeout(what) => write!(f, "timeout: {what}"),
             Self::Draining => f.write_str("the proxy is shutting down"),
         }
@@ -70,6 +74,13 @@ impl Watch {
         self.cut.borrow_mut().get_or_insert(reason);
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
+        }
+    }
+
+    /// Makes the owner look again.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
         }
     }
 
@@ -293,6 +304,13 @@ pub struct FlowGuard {
     registry: Rc<Registry>,
     flow: Rc<Flow>,
     place: u32,
+}
+
+impl FlowGuard {
+    /// The flow, for others to account in.
+    pub fn shared(&self) -> Rc<Flow> {
+        Rc::clone(&self.flow)
+    }
 }
 
 impl std::ops::Deref for FlowGuard {

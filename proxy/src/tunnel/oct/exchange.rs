@@ -90,19 +90,34 @@ impl Exchange {
 
     /// Notes a frame of ours. Panics never; a frame that we must not send is a bug that the tests of this module find.
     pub fn sent(&mut self, kind: Kind) {
-        debug_assert!(!self.local.ended(), "{kind:?} sent after the end of our direction");
+        debug_assert!(
+            !self.local.ended() || (kind == Kind::Reset && self.local == Direction::Finished),
+            "{kind:?} sent after the end of our direction"
+        );
         self.local = match kind {
-            Kind::Open | Kind::Accept | Kind::Data => Direction::Running,
+            Kind::Open | Kind::Continue | Kind::Accept | Kind::Data => Direction::Running,
             Kind::Fin => Direction::Finished,
             Kind::Refuse | Kind::Reset => Direction::Cut,
+            // Neither changes what a direction may carry.
+            Kind::Credit | Kind::Move => self.local,
         };
+    }
+
+    /// A direction of the peer that may have ended in order was cut after all (shared tunnels only: on a leased one, the
+    /// tunnel itself is closed for that).
+    pub fn cut_late(&mut self) -> Result<(), Violation> {
+        if self.remote == Direction::Finished {
+            self.remote = Direction::Cut;
+            return Ok(());
+        }
+        self.received(Kind::Reset)
     }
 
     /// Judges a frame of the peer.
     pub fn received(&mut self, kind: Kind) -> Result<(), Violation> {
         let violation = Violation { kind, direction: self.remote };
         self.remote = match (self.role, self.remote, kind) {
-            (Role::Acceptor, Direction::Waiting, Kind::Open)
+            (Role::Acceptor, Direction::Waiting, Kind::Open | Kind::Continue)
             | (Role::Opener, Direction::Waiting, Kind::Accept)
             | (_, Direction::Running, Kind::Data) => Direction::Running,
             (Role::Opener, Direction::Waiting, Kind::Refuse) | (_, Direction::Running, Kind::Reset) => Direction::Cut,

@@ -1,10 +1,32 @@
-//! Frames: a type byte, a 24-bit length, a payload. Everything is big-endian.
+//! Frames: a type byte, a 24-bit length, on shared tunnels a 32-bit stream number, a payload. Everything is big-endian.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Bytes in front of every payload.
+/// Bytes in front of every payload on a leased tunnel.
 pub const HEADER: usize = 4;
+
+/// Bytes in front of every payload on a shared tunnel: the same, and the stream's number.
+pub const SHARED_HEADER: usize = HEADER + 4;
+
+/// How the frames of a tunnel are laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// One flow at a time: frames need not say which.
+    #[default]
+    Leased,
+    /// Many flows at once: each frame names its stream.
+    Shared,
+}
+
+impl Framing {
+    fn header(self) -> usize {
+        match self {
+            Self::Leased => HEADER,
+            Self::Shared => SHARED_HEADER,
+        }
+    }
+}
 
 /// The longest payload of one DATA frame. Data is passed on as it arrives, so this bounds no memory; it only keeps a
 /// broken length from being taken seriously.
@@ -19,6 +41,10 @@ const MAX_CONTROL: usize = 2 + MAX_REFUSAL_TEXT;
 /// The version in OPEN.
 const VERSION: u8 = 1;
 const OPEN_FIXED: usize = 1 + 1 + 1 + 2 + 8 + 16;
+const CONTINUE: usize = 8 + 2;
+
+/// The most credit that one frame may give: larger windows are not of this protocol.
+pub const MAX_CREDIT: u32 = 16 * 1024 * 1024;
 
 /// The types of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +62,12 @@ pub enum Kind {
     Fin = 5,
     /// The sender's direction was cut; it will also throw away what it still receives.
     Reset = 6,
+    /// Shared tunnels: so many more bytes of data may be sent on this stream.
+    Credit = 7,
+    /// Shared tunnels: the sender's direction goes on over the leased tunnel that was agreed.
+    Move = 8,
+    /// Leased tunnels: takes over a flow of a shared tunnel.
+    Continue = 9,
 }
 
 impl Kind {
@@ -47,14 +79,28 @@ impl Kind {
             4 => Self::Data,
             5 => Self::Fin,
             6 => Self::Reset,
+            7 => Self::Credit,
+            8 => Self::Move,
+            9 => Self::Continue,
             other => return Err(FrameError::UnknownKind(other)),
         })
     }
 
-    fn check_length(self, length: usize) -> Result<(), FrameError> {
+    fn check(self, framing: Framing, length: usize) -> Result<(), FrameError> {
+        let allowed = match self {
+            Self::Credit | Self::Move => framing == Framing::Shared,
+            Self::Continue => framing == Framing::Leased,
+            _ => true,
+        };
+        if !allowed {
+            return Err(FrameError::Misplaced(self));
+        }
         let fits = match self {
             Self::Open => length == OPEN_FIXED + 4 || length == OPEN_FIXED + 16,
-            Self::Accept | Self::Fin | Self::Reset => length == 0,
+            Self::Accept if framing == Framing::Shared => length == 2,
+            Self::Accept | Self::Fin | Self::Reset | Self::Move => length == 0,
+            Self::Credit => length == 4,
+            Self::Continue => length == CONTINUE,
             Self::Refuse => (2..=MAX_CONTROL).contains(&length),
             Self::Data => (1..=MAX_DATA).contains(&length),
         };
@@ -76,6 +122,12 @@ pub enum FrameError {
         /// What was announced.
         length: usize,
     },
+    /// A type that does not belong on this kind of tunnel.
+    #[error("a {0:?} frame does not belong on this kind of tunnel")]
+    Misplaced(Kind),
+    /// CREDIT for nothing, or for more than any window holds.
+    #[error("CREDIT of {0} bytes")]
+    Credit(u32),
     /// OPEN of another version.
     #[error("OPEN has version {0}, this proxy speaks version {VERSION}")]
     Version(u8),
@@ -105,10 +157,10 @@ pub struct Open {
 }
 
 impl Open {
-    /// Appends the frame.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    /// Appends the frame, for a stream of a shared tunnel or for a leased one.
+    pub fn encode(&self, stream: Option<u32>, out: &mut Vec<u8>) {
         let length = OPEN_FIXED + if self.target.is_ipv4() { 4 } else { 16 };
-        put_header(out, Kind::Open, length);
+        put_header(out, stream, Kind::Open, length);
         out.extend_from_slice(&[VERSION, 0, if self.target.is_ipv4() { 4 } else { 6 }]);
         out.extend_from_slice(&self.target.port().to_be_bytes());
         match self.target.ip() {
@@ -231,9 +283,9 @@ impl Refusal {
         Self { code, text }
     }
 
-    /// Appends the frame.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        put_header(out, Kind::Refuse, 2 + self.text.len());
+    /// Appends the frame, for a stream of a shared tunnel or for a leased one.
+    pub fn encode(&self, stream: Option<u32>, out: &mut Vec<u8>) {
+        put_header(out, stream, Kind::Refuse, 2 + self.text.len());
         out.extend_from_slice(&(self.code as u16).to_be_bytes());
         out.extend_from_slice(self.text.as_bytes());
     }
@@ -254,18 +306,66 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Appends a frame without payload: ACCEPT, FIN or RESET.
-pub fn encode_empty(kind: Kind, out: &mut Vec<u8>) {
-    put_header(out, kind, 0);
+/// What CONTINUE names: a flow of a shared tunnel, and where the acceptor keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Continue {
+    /// The flow's ID, as OPEN gave it.
+    pub flow: u64,
+    /// The acceptor's worker, as ACCEPT gave it.
+    pub worker: u16,
 }
 
-/// The header of a DATA frame.
+impl Continue {
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_header(out, None, Kind::Continue, CONTINUE);
+        out.extend_from_slice(&self.flow.to_be_bytes());
+        out.extend_from_slice(&self.worker.to_be_bytes());
+    }
+
+    fn parse(payload: &[u8]) -> Result<Self, FrameError> {
+        let bad_length = FrameError::BadLength { kind: Kind::Continue, length: payload.len() };
+        let Some((flow, rest)) = payload.split_first_chunk::<8>() else { return Err(bad_length) };
+        let Ok(worker) = <[u8; 2]>::try_from(rest) else { return Err(bad_length) };
+        Ok(Self { flow: u64::from_be_bytes(*flow), worker: u16::from_be_bytes(worker) })
+    }
+}
+
+/// Appends a frame without payload: ACCEPT on a leased tunnel, FIN, RESET or MOVE.
+pub fn encode_empty(kind: Kind, stream: Option<u32>, out: &mut Vec<u8>) {
+    put_header(out, stream, kind, 0);
+}
+
+/// Appends ACCEPT for a stream of a shared tunnel: which worker keeps the flow.
+pub fn encode_accept(stream: u32, worker: u16, out: &mut Vec<u8>) {
+    put_header(out, Some(stream), Kind::Accept, 2);
+    out.extend_from_slice(&worker.to_be_bytes());
+}
+
+/// Appends CREDIT for a stream.
+pub fn encode_credit(stream: u32, bytes: u32, out: &mut Vec<u8>) {
+    put_header(out, Some(stream), Kind::Credit, 4);
+    out.extend_from_slice(&bytes.to_be_bytes());
+}
+
+/// The header of a DATA frame on a leased tunnel.
 pub fn data_header(length: usize) -> [u8; HEADER] {
     header(Kind::Data, length)
 }
 
-fn put_header(out: &mut Vec<u8>, kind: Kind, length: usize) {
+/// The header of a DATA frame on a shared tunnel.
+pub fn shared_data_header(stream: u32, length: usize) -> [u8; SHARED_HEADER] {
+    let mut bytes = [0; SHARED_HEADER];
+    bytes[..HEADER].copy_from_slice(&header(Kind::Data, length));
+    bytes[HEADER..].copy_from_slice(&stream.to_be_bytes());
+    bytes
+}
+
+fn put_header(out: &mut Vec<u8>, stream: Option<u32>, kind: Kind, length: usize) {
     out.extend_from_slice(&header(kind, length));
+    if let Some(stream) = stream {
+        out.extend_from_slice(&stream.to_be_bytes());
+    }
 }
 
 fn header(kind: Kind, length: usize) -> [u8; HEADER] {
@@ -278,8 +378,8 @@ fn header(kind: Kind, length: usize) -> [u8; HEADER] {
 pub enum Event {
     /// A flow starts.
     Open(Open),
-    /// It was accepted.
-    Accept,
+    /// It was accepted; on a shared tunnel, by this worker.
+    Accept(Option<u16>),
     /// It was refused.
     Refuse(Refusal),
     /// The last so many bytes that were consumed are the application's (a frame may come in several pieces).
@@ -288,12 +388,38 @@ pub enum Event {
     Fin,
     /// The peer's direction was cut.
     Reset,
+    /// So many more bytes may be sent.
+    Credit(u32),
+    /// The peer's direction goes on elsewhere.
+    Move,
+    /// This tunnel takes over a flow.
+    Continue(Continue),
+}
+
+impl Event {
+    /// The type of the frame.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Open(_) => Kind::Open,
+            Self::Accept(_) => Kind::Accept,
+            Self::Refuse(_) => Kind::Refuse,
+            Self::Data(_) => Kind::Data,
+            Self::Fin => Kind::Fin,
+            Self::Reset => Kind::Reset,
+            Self::Credit(_) => Kind::Credit,
+            Self::Move => Kind::Move,
+            Self::Continue(_) => Kind::Continue,
+        }
+    }
 }
 
 /// Reads frames from a stream of bytes that arrives in pieces of any size. Keeps at most one incomplete control frame
 /// (262 bytes); data is never kept.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    framing: Framing,
+    /// The stream of the latest frame (shared tunnels).
+    stream: u32,
     /// Header and payload of a control frame, or the header of a data frame, as far as it has arrived. Without
     /// allocation as long as frames arrive whole.
     partial: Vec<u8>,
@@ -302,6 +428,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// At the start of a tunnel's stream of frames.
+    pub fn new(framing: Framing) -> Self {
+        Self { framing, ..Self::default() }
+    }
+
+    /// The stream that the latest event is of, on a shared tunnel.
+    pub fn stream(&self) -> u32 {
+        self.stream
+    }
+
     /// Consumes the next event from the front of `input`: how many bytes were used, and what they meant (`None`: more is
     /// needed, everything was used).
     pub fn next(&mut self, input: &[u8]) -> Result<(usize, Option<Event>), FrameError> {
@@ -310,16 +446,18 @@ impl Decoder {
         }
         if self.partial.is_empty() {
             // The usual case: the frame lies in one piece.
-            let Some((kind, length)) = parse_header(input)? else { return Ok(self.keep(input)) };
+            let Some((kind, length, stream)) = parse_header(self.framing, input)? else { return Ok(self.keep(input)) };
+            let header = self.framing.header();
+            self.stream = stream;
             if kind == Kind::Data {
                 self.data = length as u32;
-                return Ok(self.data(HEADER, &input[HEADER..]));
+                return Ok(self.data(header, &input[header..]));
             }
-            let total = HEADER + length;
+            let total = header + length;
             if input.len() < total {
                 return Ok(self.keep(input));
             }
-            return Ok((total, Some(parse_control(kind, &input[HEADER..total])?)));
+            return Ok((total, Some(parse_control(kind, &input[header..total])?)));
         }
         self.resume(input)
     }
@@ -341,15 +479,17 @@ impl Decoder {
     }
 
     fn resume(&mut self, input: &[u8]) -> Result<(usize, Option<Event>), FrameError> {
-        let mut used = input.len().min(HEADER.saturating_sub(self.partial.len()));
+        let header = self.framing.header();
+        let mut used = input.len().min(header.saturating_sub(self.partial.len()));
         self.partial.extend_from_slice(&input[..used]);
-        let Some((kind, length)) = parse_header(&self.partial)? else { return Ok((used, None)) };
+        let Some((kind, length, stream)) = parse_header(self.framing, &self.partial)? else { return Ok((used, None)) };
+        self.stream = stream;
         if kind == Kind::Data {
             self.partial = Vec::new();
             self.data = length as u32;
             return Ok(self.data(used, &input[used..]));
         }
-        let missing = (HEADER + length).saturating_sub(self.partial.len());
+        let missing = (header + length).saturating_sub(self.partial.len());
         let more = missing.min(input.len() - used);
         self.partial.extend_from_slice(&input[used..used + more]);
         used += more;
@@ -357,27 +497,43 @@ impl Decoder {
             return Ok((used, None));
         }
         let frame = std::mem::take(&mut self.partial);
-        Ok((used, Some(parse_control(kind, &frame[HEADER..])?)))
+        Ok((used, Some(parse_control(kind, &frame[header..])?)))
     }
 }
 
-fn parse_header(input: &[u8]) -> Result<Option<(Kind, usize)>, FrameError> {
+fn parse_header(framing: Framing, input: &[u8]) -> Result<Option<(Kind, usize, u32)>, FrameError> {
     // The type is judged as soon as it is there: garbage is refused at its first byte.
     let Some(&kind) = input.first() else { return Ok(None) };
     let kind = Kind::parse(kind)?;
     let Some(&[_, a, b, c]) = input.first_chunk::<HEADER>() else { return Ok(None) };
     let length = u32::from_be_bytes([0, a, b, c]) as usize;
-    kind.check_length(length)?;
-    Ok(Some((kind, length)))
+    kind.check(framing, length)?;
+    let stream = match framing {
+        Framing::Leased => 0,
+        Framing::Shared => match input[HEADER..].first_chunk::<4>() {
+            Some(stream) => u32::from_be_bytes(*stream),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some((kind, length, stream)))
 }
 
 fn parse_control(kind: Kind, payload: &[u8]) -> Result<Event, FrameError> {
     Ok(match kind {
         Kind::Open => Event::Open(Open::parse(payload)?),
-        Kind::Accept => Event::Accept,
+        Kind::Accept => Event::Accept(payload.first_chunk::<2>().map(|worker| u16::from_be_bytes(*worker))),
         Kind::Refuse => Event::Refuse(Refusal::parse(payload)?),
         Kind::Fin => Event::Fin,
         Kind::Reset => Event::Reset,
+        Kind::Move => Event::Move,
+        Kind::Continue => Event::Continue(Continue::parse(payload)?),
+        Kind::Credit => {
+            let bytes = payload.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+            if bytes == 0 || bytes > MAX_CREDIT {
+                return Err(FrameError::Credit(bytes));
+            }
+            Event::Credit(bytes)
+        }
         Kind::Data => return Err(FrameError::BadLength { kind, length: payload.len() }),
     })
 }

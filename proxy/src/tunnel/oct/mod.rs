@@ -6,5 +6,8 @@
 pub mod exchange;
 pub mod frame;
 
-/// The ALPN protocol name. A peer that does not offer it is not one of ours.
+/// The ALPN protocol name of a tunnel that is leased to one flow at a time.
 pub const ALPN: &[u8] = b"oct/1";
+
+/// The ALPN protocol name of a tunnel that many flows share. A peer that offers neither is not one of ours.
+pub const SHARED_ALPN: &[u8] = b"oct-shared/1";

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::record::{RecordError, Schedule, Session, record_length};
 use crate::tunnel::oct;
+use crate::tunnel::oct::frame::Framing;
 
 /// What a peer may send before it is authenticated, in bytes: a chain of certificates fits several times over.
 const MAX_INCOMING: usize = 32 * 1024;
@@ -42,7 +43,7 @@ pub enum HandshakeError {
     #[error("the peer sent more than {MAX_INCOMING} bytes before it was authenticated")]
     TooLarge,
     /// The peer is TLS but does not speak our protocol.
-    #[error("the peer did not agree to the protocol oct/1 (ALPN)")]
+    #[error("the peer agreed to neither oct/1 nor oct-shared/1 (ALPN)")]
     Alpn,
     /// Authentication is mutual or there is none. The configuration sees to it; this is the second lock.
     #[error("the peer presented no certificate")]
@@ -55,6 +56,8 @@ pub enum HandshakeError {
 /// What was agreed.
 #[derive(Clone, Debug)]
 pub struct Agreed {
+    /// Which of the protocols.
+    pub framing: Framing,
     /// The peer's chain, leaf first; verified by the configuration's verifier.
     pub chain: Vec<CertificateDer<'static>>,
     /// For example `TLS13_AES_128_GCM_SHA256`.
@@ -119,14 +122,17 @@ impl ResolvesServerCert for NotedName {
 }
 
 fn agreed(common: &CommonState, server_name: Option<String>) -> Result<Agreed, HandshakeError> {
-    if common.alpn_protocol() != Some(oct::ALPN) {
-        return Err(HandshakeError::Alpn);
-    }
+    let framing = match common.alpn_protocol() {
+        Some(oct::ALPN) => Framing::Leased,
+        Some(oct::SHARED_ALPN) => Framing::Shared,
+        _ => return Err(HandshakeError::Alpn),
+    };
     let chain: Vec<_> = common.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     if chain.is_empty() {
         return Err(HandshakeError::NoCertificate);
     }
     Ok(Agreed {
+        framing,
         chain,
         suite: common.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         group: common.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("unknown"),

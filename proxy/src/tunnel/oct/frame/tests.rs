@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const STREAM: u32 = 0x0102_0304;
+
 fn target() -> impl Strategy<Value = SocketAddr> {
     let v4 = (1_u32..0xE000_0000).prop_map(|bits| IpAddr::V4(Ipv4Addr::from(bits)));
     let v6 = (1_u128..u128::MAX >> 8).prop_map(|bits| IpAddr::V6(Ipv6Addr::from(bits)));
@@ -19,45 +21,64 @@ enum Sent {
     Data(Vec<u8>),
 }
 
-fn sent() -> impl Strategy<Value = Sent> {
+fn sent(framing: Framing) -> impl Strategy<Value = Sent> {
+    let shared = framing == Framing::Shared;
     prop_oneof![
         (target(), any::<u64>(), any::<u128>()).prop_map(|(target, flow, trace)| Sent::Control(Event::Open(Open {
             target,
             flow,
             trace
         }))),
-        Just(Sent::Control(Event::Accept)),
+        any::<u16>().prop_map(move |worker| Sent::Control(Event::Accept(shared.then_some(worker)))),
         refusal().prop_map(|refusal| Sent::Control(Event::Refuse(refusal))),
         Just(Sent::Control(Event::Fin)),
         Just(Sent::Control(Event::Reset)),
+        (any::<u64>(), any::<u16>(), 1..=MAX_CREDIT).prop_map(move |(flow, worker, bytes)| {
+            let continued = Event::Continue(Continue { flow, worker });
+            Sent::Control(match shared {
+                false => continued,
+                true if worker % 2 == 0 => Event::Move,
+                true => Event::Credit(bytes),
+            })
+        }),
         prop::collection::vec(any::<u8>(), 1..600).prop_map(Sent::Data),
     ]
 }
 
-fn encode(frame: &Sent, out: &mut Vec<u8>) {
+fn encode(frame: &Sent, stream: Option<u32>, out: &mut Vec<u8>) {
     match frame {
-        Sent::Control(Event::Open(open)) => open.encode(out),
-        Sent::Control(Event::Accept) => encode_empty(Kind::Accept, out),
-        Sent::Control(Event::Refuse(refusal)) => refusal.encode(out),
-        Sent::Control(Event::Fin) => encode_empty(Kind::Fin, out),
-        Sent::Control(Event::Reset) => encode_empty(Kind::Reset, out),
+        Sent::Control(Event::Open(open)) => open.encode(stream, out),
+        Sent::Control(Event::Accept(Some(worker))) => encode_accept(stream.expect("shared"), *worker, out),
+        Sent::Control(Event::Accept(None)) => encode_empty(Kind::Accept, stream, out),
+        Sent::Control(Event::Refuse(refusal)) => refusal.encode(stream, out),
+        Sent::Control(Event::Fin) => encode_empty(Kind::Fin, stream, out),
+        Sent::Control(Event::Reset) => encode_empty(Kind::Reset, stream, out),
+        Sent::Control(Event::Move) => encode_empty(Kind::Move, stream, out),
+        Sent::Control(Event::Credit(bytes)) => encode_credit(stream.expect("shared"), *bytes, out),
+        Sent::Control(Event::Continue(continued)) => continued.encode(out),
         Sent::Control(Event::Data(_)) => unreachable!("data has its own variant"),
         Sent::Data(bytes) => {
-            out.extend_from_slice(&data_header(bytes.len()));
+            match stream {
+                Some(stream) => out.extend_from_slice(&shared_data_header(stream, bytes.len())),
+                None => out.extend_from_slice(&data_header(bytes.len())),
+            }
             out.extend_from_slice(bytes);
         }
     }
 }
 
 /// Decodes everything in `pieces`, joining the data of neighbouring frames.
-fn decode(pieces: &[&[u8]]) -> Result<Vec<Sent>, FrameError> {
-    let mut decoder = Decoder::default();
+fn decode(framing: Framing, pieces: &[&[u8]]) -> Result<Vec<Sent>, FrameError> {
+    let mut decoder = Decoder::new(framing);
     let mut found: Vec<Sent> = Vec::new();
     for piece in pieces {
         let mut rest = *piece;
         while !rest.is_empty() {
             let (used, event) = decoder.next(rest)?;
             assert!(used > 0, "the decoder must make progress");
+            if event.is_some() && framing == Framing::Shared {
+                assert_eq!(decoder.stream(), STREAM);
+            }
             match event {
                 Some(Event::Data(length)) => {
                     let bytes = &rest[used - length..used];
@@ -90,12 +111,13 @@ fn joined(frames: &[Sent]) -> Vec<Sent> {
 proptest! {
     #[test]
     fn frames_survive_any_fragmentation(
-        frames in prop::collection::vec(sent(), 0..12),
+        (framing, frames) in prop_oneof![Just(Framing::Leased), Just(Framing::Shared)]
+            .prop_flat_map(|framing| (Just(framing), prop::collection::vec(sent(framing), 0..12))),
         cuts in prop::collection::vec(1_usize..64, 0..200),
     ) {
         let mut bytes = Vec::new();
         for frame in &frames {
-            encode(frame, &mut bytes);
+            encode(frame, (framing == Framing::Shared).then_some(STREAM), &mut bytes);
         }
         let mut pieces = Vec::new();
         let mut rest = bytes.as_slice();
@@ -105,17 +127,20 @@ proptest! {
             rest = tail;
         }
         pieces.push(rest);
-        prop_assert_eq!(decode(&pieces).expect("valid frames"), joined(&frames));
+        prop_assert_eq!(decode(framing, &pieces).expect("valid frames"), joined(&frames));
     }
 
     #[test]
-    fn any_bytes_give_frames_or_an_error_and_little_is_kept(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
-        let mut decoder = Decoder::default();
+    fn any_bytes_give_frames_or_an_error_and_little_is_kept(
+        shared in any::<bool>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..2048),
+    ) {
+        let mut decoder = Decoder::new(if shared { Framing::Shared } else { Framing::Leased });
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let Ok((used, _)) = decoder.next(rest) else { break };
             prop_assert!(used > 0 && used <= rest.len());
-            prop_assert!(decoder.partial.len() < HEADER + MAX_CONTROL);
+            prop_assert!(decoder.partial.len() < SHARED_HEADER + MAX_CONTROL);
             rest = &rest[used..];
         }
     }
@@ -124,7 +149,7 @@ proptest! {
     fn what_parses_as_open_encodes_to_the_same_bytes(payload in prop::collection::vec(any::<u8>(), 0..64)) {
         if let Ok(open) = Open::parse(&payload) {
             let mut bytes = Vec::new();
-            open.encode(&mut bytes);
+            open.encode(None, &mut bytes);
             prop_assert_eq!(&bytes[HEADER..], payload.as_slice());
         }
     }
@@ -149,7 +174,7 @@ fn lengths_that_a_type_cannot_have_are_refused() {
 fn open_with_another_version_flags_family_or_target_is_refused() {
     let open = Open { target: "10.0.0.1:80".parse().expect("address"), flow: 1, trace: 2 };
     let mut frame = Vec::new();
-    open.encode(&mut frame);
+    open.encode(None, &mut frame);
     let payload = &frame[HEADER..];
     assert_eq!(Open::parse(payload), Ok(open));
     let with = |at: usize, byte: u8| {
@@ -169,6 +194,6 @@ fn a_refusal_is_cut_to_size_and_stripped_of_control_characters() {
     let refusal = Refusal::new(RefusalCode::Denied, "é\n".repeat(400));
     assert!(refusal.text.len() <= MAX_REFUSAL_TEXT);
     let mut frame = Vec::new();
-    refusal.encode(&mut frame);
+    refusal.encode(None, &mut frame);
     assert_eq!(Decoder::default().next(&frame), Ok((frame.len(), Some(Event::Refuse(refusal)))));
 }
