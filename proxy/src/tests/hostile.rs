@@ -18,10 +18,10 @@ use crate::limits::Limits;
 use crate::tunnel::info::wall_clock;
 use crate::tunnel::oct::frame::{Decoder, Event, HEADER, Kind, Open, RefusalCode, data_header, encode_empty};
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub(super) type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// rustls itself as the peer: what the record layer of this crate makes must be TLS for others too.
-fn rustls_peer(world: &World, svid: Option<Svid>, bundle: TrustBundle, alpn: &[&[u8]]) -> Tls {
+pub(super) fn rustls_peer(world: &World, svid: Option<Svid>, bundle: TrustBundle, alpn: &[&[u8]]) -> Tls {
     let svids = SvidStore::new();
     let id = svid.as_ref().map_or_else(|| world.a.workload.clone(), |svid| svid.id().clone());
     if let Some(svid) = svid {
@@ -40,7 +40,7 @@ fn good_peer(world: &World) -> Tls {
     rustls_peer(world, Some(world.svid(&world.a.workload, HOUR)), world.root.bundle().expect("bundle"), &[b"oct/1"])
 }
 
-fn next_event(peer: &mut Tls, decoder: &mut Decoder, pending: &mut Vec<u8>) -> (Event, Vec<u8>) {
+pub(super) fn next_event(peer: &mut Tls, decoder: &mut Decoder, pending: &mut Vec<u8>) -> (Event, Vec<u8>) {
     loop {
         let (used, event) = decoder.next(pending).expect("a frame");
         let used: Vec<u8> = pending.drain(..used).collect();

@@ -6,6 +6,7 @@ mod flows;
 mod hostile;
 mod pool;
 mod resources;
+mod shared;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{HOUR, World, echo, eventually};
 use crate::limits::Limits;
 
-fn counter(site: &super::Site, name: &str) -> u64 {
+pub(super) fn counter(site: &super::Site, name: &str) -> u64 {
     let text = World::metrics(site);
     text.lines()
         .filter(|line| !line.starts_with('#') && line.split(['{', ' ']).next() == Some(name))

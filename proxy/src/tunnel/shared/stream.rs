@@ -114,7 +114,9 @@ impl Stream {
             return Ok(None);
         }
         self.flow.add_received(bytes.len());
-        self.note_frame(Way::Received, bytes.len());
+        if self.note_frame(Way::Received, bytes.len()) {
+            self.flow.watch.wake();
+        }
         let mut written = 0;
         if self.backlog.borrow().is_empty()
             && let Some(app) = &mut *self.app.borrow_mut()
@@ -158,13 +160,15 @@ impl Stream {
         self.backlog.borrow_mut().clear();
     }
 
-    /// Notes the size of a frame of data.
-    pub fn note_frame(&self, way: Way, length: usize) {
+    /// Notes the size of a frame of data; whether that made the flow bulk.
+    pub fn note_frame(&self, way: Way, length: usize) -> bool {
         let count = &self.full_frames[way as usize];
         // A small frame ends a run, but a flow that is bulk stays so.
-        if count.get() < BULK {
-            count.set(if length >= FULL { count.get() + 1 } else { 0 });
+        if count.get() >= BULK {
+            return false;
         }
+        count.set(if length >= FULL { count.get() + 1 } else { 0 });
+        count.get() >= BULK
     }
 
     /// Whether it should have a tunnel of its own.
