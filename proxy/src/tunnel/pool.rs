@@ -122,9 +122,11 @@ pub struct Pair {
     opening: Cell<usize>,
     hubs: RefCell<Vec<Rc<Hub>>>,
     /// Flows that wait for the shared tunnel that is being opened; `None`: none is.
-    waiting_for_hub: RefCell<Option<Vec<oneshot::Sender<Result<Rc<Hub>, OpenError>>>>>,
+    waiting_for_hub: RefCell<Option<Vec<HubWaiter>>>,
     last_used: Cell<Instant>,
 }
+
+type HubWaiter = oneshot::Sender<Result<Rc<Hub>, OpenError>>;
 
 type Key = (Arc<SpiffeId>, Arc<SpiffeId>, SocketAddr);
 

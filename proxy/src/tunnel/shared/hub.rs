@@ -274,22 +274,19 @@ impl Hub {
         }
         let mut turn = 0;
         let happened = loop {
-            match self.next_event()? {
-                Some((stream, event)) => {
-                    turn += 1;
-                    if let Event::Data(length) = event {
-                        turn += length;
-                    }
-                    if let Some(happened) = self.handle(stream, event)? {
-                        break Some(happened);
-                    }
+            if let Some((stream, event)) = self.next_event()? {
+                turn += 1;
+                if let Event::Data(length) = event {
+                    turn += length;
                 }
-                None => {
-                    let io = &mut *self.io.borrow_mut();
-                    match io.inbox.poll_fill(&mut io.socket, context) {
-                        Poll::Ready(filled) => filled?,
-                        Poll::Pending => break None,
-                    }
+                if let Some(happened) = self.handle(stream, event)? {
+                    break Some(happened);
+                }
+            } else {
+                let io = &mut *self.io.borrow_mut();
+                match io.inbox.poll_fill(&mut io.socket, context) {
+                    Poll::Ready(filled) => filled?,
+                    Poll::Pending => break None,
                 }
             }
             if turn > TURN {
