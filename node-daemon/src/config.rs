@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use opencluster_identity::{SpiffeId, TrustDomain};
 use serde::Deserialize;
 
+use crate::congestion::CongestionControl;
+
 /// A configuration above this is not read.
 const MAX_BYTES: u64 = 64 * 1024;
 
@@ -55,6 +57,10 @@ pub(crate) struct Config {
     /// The proxy's threads; as many as cores if absent.
     #[serde(default)]
     pub(crate) workers: Option<u32>,
+    /// What connections on this host begin with: `auto` (as the host is set up, unless that is BBR), `system` (as it is
+    /// set up) or an algorithm's name.
+    #[serde(default)]
+    pub(crate) congestion_control: CongestionControl,
     /// Leave to run on a host itself, together with `machine_id`.
     #[serde(default)]
     pub(crate) secure_mode: bool,
@@ -141,6 +147,7 @@ impl Config {
         if self.workers.is_some_and(|workers| !(1..=64).contains(&workers)) {
             return Err(("workers", "must be between 1 and 64".to_owned()));
         }
+        self.congestion_control.check().map_err(|fault| ("congestion_control", fault))?;
         if self.secure_mode && self.machine_id.is_none() {
             return Err(("machine_id", "secure_mode needs the ID of this machine (cat /etc/machine-id)".to_owned()));
         }
@@ -211,6 +218,7 @@ mod tests {
             (format!("{GOOD}cgroup: ../x\n"), "cgroup: must be a relative path"),
             (format!("{GOOD}secure_mode: true\n"), "machine_id: secure_mode needs"),
             (format!("{GOOD}workers: 0\n"), "workers: must be between"),
+            (format!("{GOOD}congestion_control: ../x\n"), "congestion_control: \"../x\" is neither"),
             (format!("{GOOD}run_dir: run\n"), "run_dir: run is not an absolute path"),
         ] {
             let error = parse(&text).expect_err(&text);

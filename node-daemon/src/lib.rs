@@ -19,6 +19,7 @@ mod cgroup;
 mod clock;
 pub mod command;
 mod config;
+mod congestion;
 mod daemon;
 mod enrol;
 mod firewall;

@@ -28,6 +28,7 @@ use self::resources::Resources;
 use crate::cgroup::{self, CgroupError, Tree};
 use crate::clock;
 use crate::config::Config;
+use crate::congestion::CongestionError;
 use crate::enrol::{self, EnrolError, Enrolled};
 use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{Firewall, FirewallError};
@@ -49,6 +50,8 @@ pub(crate) enum DaemonError {
     Controllers(String),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Congestion(#[from] CongestionError),
     #[error("the network stays as it is: {0}")]
     Firewall(#[from] FirewallError),
     #[error(transparent)]
@@ -86,6 +89,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, DaemonError> {
 async fn serve(config: Config) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let controllers = config.controller_addresses().map_err(DaemonError::Controllers)?;
+    config.congestion_control.apply()?;
     let tree = Tree::new(&config.cgroup)?;
     // Before any socket is made: sockets belong to the cgroup that they were made in.
     let daemon = tree.create(&tree.daemon())?;
