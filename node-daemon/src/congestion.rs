@@ -1,7 +1,7 @@
 //! The congestion control that connections on this host begin with.
 //!
 //! Two of the three parts of a flow's way (application to proxy, proxy to application) are loopback connections. BBR paces
-//! every connection by timers, those too, and so halves what a host can carry (decision 0018). The setting counts for
+//! every connection by timers, those too, and so halves what a host can carry (decision 0019). The setting counts for
 //! applications as they are, since nearly none chooses for itself; a route's `congctl` overrides it for the wire.
 
 use std::fs;
