@@ -2,7 +2,7 @@
 #
 #   make demo     see it work: two hosts, real applications, an intruder, a lost controller
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
-#   make bench    measure it against haproxy and stunnel (about 12 minutes; make bench-quick: 3)
+#   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
 #   make build    the five programs, in target/release
 #   make lint     formatting, clippy, licences
 #   make install  PREFIX=/usr/local DESTDIR=

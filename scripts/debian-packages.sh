@@ -13,7 +13,7 @@ case "${1:-}" in
     build) packages="$build" ;;
     test) packages="$build $rig curl haproxy" ;;
     demo) packages="$build $rig curl nginx-light redis-server redis-tools postgresql postgresql-contrib iperf3" ;;
-    bench) packages="$build $rig haproxy stunnel4 openssl" ;;
+    bench) packages="$build $rig haproxy stunnel4 openssl nginx-light libnginx-mod-stream wireguard-go wireguard-tools" ;;
     *) echo "usage: $0 build|test|demo|bench" >&2; exit 2 ;;
 esac
 

@@ -6,10 +6,12 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::contender::External;
 use crate::error::BenchError;
 use crate::load::{self, Listeners, Outcome, Pattern, Plan};
 use crate::report::{Machine, Report, markdown};
@@ -19,12 +21,17 @@ use crate::{contender, process, topology};
 
 /// Refused, failed, or the bar is not met.
 const FAILED: u8 = 1;
+/// What clap itself exits with.
+const WRONG_USAGE: u8 = 2;
+
+/// A quick run has the first so many contenders: those that the bar needs.
+const QUICK: usize = 4;
 
 const ABOUT: &str = "\
 Measures Opencluster against what one would use instead, in one interleaved run.
 
 Every contender carries the same load between two hosts, which are network namespaces on this machine. The load \
-generator is this program itself. Needs root, iproute2, and the contenders' programs (haproxy, stunnel4).";
+generator is this program itself. Needs root, iproute2, and the contenders' programs (haproxy, stunnel4, nginx with its stream module, wireguard-go).";
 
 const AFTER: &str = "\
 Scenarios:
@@ -33,15 +40,21 @@ Scenarios:
               should have left, so a stall is seen by all that it delays (coordinated omission)
   crr-N       N clients connect, make one round trip and close
   stream-N    bulk from client to server over N flows (stream-N-down: the other way)
-  idle-N      memory for each of N flows that are open and silent
+  first-R     R new connections a second, one at a time: how long until the first answer
+  open-N      how long it takes to open N flows one after another
+  idle-N      memory for each of N flows that are open and silent, and the CPU time that they take
+  fair-N      p99 of N small flows (at 2,000/s together) beside one bulk flow, and alone
 Contenders:
   direct      no proxy and no encryption: the floor
   us          Opencluster: two nodes of a rig, and a controller
   haproxy     two haproxy in TCP mode, mutual TLS 1.3 between them
   stunnel     two stunnel, mutual TLS 1.3 between them
+  nginx       two nginx with the stream module, mutual TLS 1.3 between them
+  wireguard   a WireGuard tunnel in user space (wireguard-go)
+  and what --external describes
 
 Examples:
-  opencluster-bench                                    the whole report, about 12 minutes
+  opencluster-bench                                    the whole report, about 20 minutes
   opencluster-bench --quick                            a first impression, about 3 minutes
   opencluster-bench --scenarios rr-16,crr-8 --rounds 9
   opencluster-bench --contenders direct,haproxy -o json | jq '.scenarios[0].contenders'
@@ -60,19 +73,22 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Three short rounds instead of seven
+    /// Three short rounds instead of seven, of what the bar needs
     #[arg(long)]
     quick: bool,
-    /// Only these scenarios, separated by commas [default: those of the report]
+    /// Only these scenarios, separated by commas [default: those of the report; quick: rr to idle-10k]
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = parse_scenario)]
     scenarios: Vec<Scenario>,
-    /// Only these contenders, separated by commas [default: all]
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = contender::NAMES)]
+    /// Only these contenders, separated by commas [default: all; quick: direct to stunnel]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     contenders: Vec<String>,
+    /// One more contender, as this JSON file describes it (docs/performance.md); may be given several times
+    #[arg(long, value_name = "FILE")]
+    external: Vec<PathBuf>,
     /// Rounds of every scenario and contender [default: 7, quick: 3]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// Measured seconds of a round [default: 2, quick: 0.7]
+    /// Measured seconds of a round [default: 1.2, quick: 0.6]
     #[arg(long, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: Option<f64>,
     /// Where the report, its plots, and the contenders' configurations and logs go
@@ -145,9 +161,12 @@ struct LoadArgs {
     /// Seconds before measuring
     #[arg(long, default_value_t = 0.2, value_parser = parse_seconds, allow_negative_numbers = true)]
     warmup: f64,
-    /// Requests a second, for fixed
+    /// Requests or connections a second, for fixed and first
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
+    /// For hold: wait for a line also when so many are open; may be given several times
+    #[arg(long, value_name = "CONNECTIONS")]
+    mark: Vec<usize>,
     /// Bytes of a request
     #[arg(long, default_value_t = 64, value_parser = parse_size)]
     size: usize,
@@ -161,6 +180,8 @@ enum PatternArg {
     Fixed,
     /// Connect, round trip, close
     Crr,
+    /// The same, one connection at a time, so many a second
+    First,
     /// Bulk to the server
     Stream,
     /// Bulk from the server
@@ -183,7 +204,7 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("opencluster-bench: {error}");
-        ExitCode::from(FAILED)
+        ExitCode::from(if matches!(error, BenchError::Usage(_)) { WRONG_USAGE } else { FAILED })
     })
 }
 
@@ -196,7 +217,7 @@ fn run(args: &RunArgs) -> Result<ExitCode, BenchError> {
             machine.load_average
         );
     }
-    let mut results = Results::new(contender::versions(&settings.contenders));
+    let mut results = Results::new(contender::versions(&settings.contenders, &settings.externals));
     let outcome = runtime()?.block_on(until_signal(&settings, &mut results));
     let report = Report::build(&settings, machine, &results, outcome.as_ref().err().map(ToString::to_string));
     report.write(&settings.folder)?;
@@ -222,7 +243,7 @@ async fn until_signal(settings: &Settings, results: &mut Results) -> Result<(), 
         _ = interrupt.recv() => Err(BenchError::Interrupted),
     };
     // Dropping the run killed its programs. Of several errors the first matters most.
-    let removed = topology.remove().await;
+    let removed = topology.remove_all().await;
     let cleaned = contender::clean(&settings.name).await;
     outcome.and(removed).and(cleaned)
 }
@@ -235,16 +256,31 @@ async fn clean(name: &str) -> Result<(), BenchError> {
 fn settings(args: &RunArgs) -> Result<Settings, BenchError> {
     fs::create_dir_all(&args.out).map_err(BenchError::file("creating", &args.out))?;
     let folder = fs::canonicalize(&args.out).map_err(BenchError::file("finding", &args.out))?;
-    let scenarios = if args.scenarios.is_empty() { Scenario::contract() } else { args.scenarios.clone() };
-    let contenders =
-        if args.contenders.is_empty() { contender::NAMES.map(String::from).to_vec() } else { args.contenders.clone() };
+    let scenarios = match &args.scenarios {
+        named if !named.is_empty() => named.clone(),
+        _ if args.quick => Scenario::contract(),
+        _ => Scenario::report(),
+    };
+    let externals =
+        args.external.iter().map(|f| External::read(f).map(Arc::new)).collect::<Result<Vec<_>, BenchError>>()?;
+    let contenders = if args.contenders.is_empty() {
+        let described = externals.iter().map(|e| e.name.clone());
+        let built_in = contender::NAMES.into_iter().take(if args.quick { QUICK } else { contender::NAMES.len() });
+        built_in.map(String::from).chain(described).collect()
+    } else {
+        args.contenders.clone()
+    };
+    for name in &contenders {
+        contender::Kind::from_name(name, &externals)?;
+    }
     let rounds = usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 7 }));
     Ok(Settings {
         scenarios: unique(scenarios.iter().map(ToString::to_string)),
         contenders: unique(contenders.into_iter()),
+        externals,
         rounds,
-        idle_rounds: rounds.min(if args.quick { 1 } else { 3 }),
-        seconds: args.seconds.unwrap_or(if args.quick { 0.7 } else { 2.0 }),
+        idle_rounds: rounds.min(if args.quick { 1 } else { 2 }),
+        seconds: args.seconds.unwrap_or(if args.quick { 0.6 } else { 1.2 }),
         warmup_seconds: 0.2,
         open_files: process::raise_open_files()?,
         name: args.name.clone(),
@@ -266,7 +302,7 @@ fn client(args: &LoadArgs) -> Result<(), BenchError> {
     let pattern = match args.pattern {
         PatternArg::Hold => {
             let count = args.connections as usize;
-            return load::hold(args.to, count, args.size, |outcome| {
+            return load::hold(args.to, count, args.size, &args.mark, |outcome| {
                 print_json(outcome)?;
                 let mut line = [0; 1];
                 // The end of the input is as good as a line: whoever held it is gone.
@@ -277,6 +313,7 @@ fn client(args: &LoadArgs) -> Result<(), BenchError> {
         PatternArg::Rr => Pattern::RoundTrip,
         PatternArg::Fixed => Pattern::Fixed(args.rate),
         PatternArg::Crr => Pattern::Crr,
+        PatternArg::First => Pattern::First(args.rate),
         PatternArg::Stream => Pattern::Stream,
         PatternArg::StreamDown => Pattern::StreamDown,
     };
@@ -368,7 +405,6 @@ mod tests {
     fn wrong_arguments_say_what_is_possible() {
         for (line, hint) in [
             ("b --scenarios rr-1,ping", "rr-16"),
-            ("b --contenders nginx", "haproxy"),
             ("b --rounds 0", "1..=1000"),
             ("b --seconds -1", "between 0 and 3600"),
             ("b --seconds nan", "between 0 and 3600"),
@@ -384,6 +420,13 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_contender_is_refused_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let cli = parse(&format!("b --out {} --contenders envoy", folder.path().display())).unwrap();
+        assert!(settings(&cli.run).unwrap_err().to_string().contains("haproxy"));
+    }
+
+    #[test]
     fn defaults_are_the_contract_and_quick_is_shorter() {
         let folder = tempfile::tempdir().unwrap();
         let of = |extra: &str| {
@@ -391,7 +434,10 @@ mod tests {
             settings(&parse(&line).unwrap().run).unwrap()
         };
         let (full, quick) = (of(""), of(" --quick"));
-        assert_eq!(full.scenarios, crate::scenario::CONTRACT);
+        assert_eq!(quick.scenarios, crate::scenario::CONTRACT);
+        assert!(quick.scenarios.iter().all(|s| full.scenarios.contains(s)));
+        assert_eq!((full.contenders.len(), &quick.contenders[..]), (6, &full.contenders[..QUICK]));
+        assert!(["us", "haproxy", "stunnel"].iter().all(|c| quick.contenders.iter().any(|q| q == c)), "for the bar");
         assert!(full.rounds >= 7 && quick.rounds < full.rounds && quick.seconds < full.seconds);
         assert_eq!(of(" --scenarios rr-1,rr-1").scenarios, ["rr-1"]);
         assert_eq!(of(" --quick --rounds 5").rounds, 5);

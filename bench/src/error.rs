@@ -54,11 +54,14 @@ pub enum BenchError {
     /// A peer did not answer as an echo, sink or source must.
     #[error("{0}")]
     Peer(String),
+    /// The command line asks for what there is not.
+    #[error("{0}")]
+    Usage(String),
     /// A contender did not come up, or died.
     #[error("contender {contender}: {reason}")]
     Contender {
         /// Its name.
-        contender: &'static str,
+        contender: String,
         /// What happened, with what it printed.
         reason: String,
     },

@@ -15,6 +15,9 @@ use crate::error::BenchError;
 /// Open files: 10,000 flows take two in each proxy, and there is room for more.
 const OPEN_FILES: u64 = 200_000;
 
+/// How long a program may take to end when asked to.
+const POLITENESS: Duration = Duration::from_secs(2);
+
 /// Clock ticks a second in /proc/PID/stat: fixed at 100 in the interface of every architecture that Linux still has.
 const TICKS: f64 = 100.0;
 
@@ -116,6 +119,22 @@ pub fn logged(mut command: Command, log: &Path) -> Result<Child, BenchError> {
     spawned(&mut command)
 }
 
+/// Asks a program to end, and ends it if it does not.
+pub async fn end(child: &mut Child, log: &Path) -> Result<(), BenchError> {
+    let failed = |e| BenchError::file("stopping the program of", log)(e);
+    let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) else {
+        // It has ended and was waited for.
+        return Ok(());
+    };
+    // It may end at this very moment: what counts is whether it is gone in the end.
+    if rustix::process::kill_process(pid, Signal::TERM).is_ok()
+        && let Ok(ended) = tokio::time::timeout(POLITENESS, child.wait()).await
+    {
+        return ended.map(|_| ()).map_err(failed);
+    }
+    child.kill().await.map_err(failed)
+}
+
 /// Starts `command` with its streams as they were set.
 pub fn spawned(command: &mut Command) -> Result<Child, BenchError> {
     let program = command.as_std().get_program().display().to_string();
@@ -134,6 +153,36 @@ pub fn tail(printed: &[u8]) -> String {
     lines[lines.len().saturating_sub(8)..].join("; ")
 }
 
+/// The processes and everything that they started and that is still running.
+pub fn with_descendants(roots: &[u32]) -> Result<Vec<u32>, BenchError> {
+    if roots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(BenchError::file("listing", "/proc"))? {
+        let path = entry.map_err(BenchError::file("listing", "/proc"))?.path();
+        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<u32>().ok()) else { continue };
+        // A process that ended since the listing is no descendant any more.
+        let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
+        if let Some(parent) = parent_of(&stat) {
+            parents.push((pid, parent));
+        }
+    }
+    let mut all = roots.to_vec();
+    let mut next = 0;
+    while let Some(&parent) = all.get(next) {
+        next += 1;
+        all.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+    }
+    Ok(all)
+}
+
+/// ppid: field 4.
+fn parent_of(stat: &str) -> Option<u32> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// CPU seconds (user and system) that the processes have used so far, ended threads included.
 ///
 /// Work that the kernel does for them in soft interrupts is charged to whoever runs at that moment, as everywhere.
@@ -146,6 +195,31 @@ pub fn cpu_seconds(pids: &[u32]) -> Result<f64, BenchError> {
     }
     Ok(ticks as f64 / TICKS)
 }
+
+/// CPU time in nanoseconds that the threads of the processes have used so far, as their scheduler counts it.
+///
+/// Finer than [`cpu_seconds`], for processes that do next to nothing; without the threads that have ended.
+pub fn cpu_nanoseconds(pids: &[u32]) -> Result<u64, BenchError> {
+    let mut sum = 0;
+    for pid in pids {
+        let folder = format!("/proc/{pid}/task");
+        for entry in fs::read_dir(&folder).map_err(BenchError::file("listing", &folder))? {
+            let path = entry.map_err(BenchError::file("listing", &folder))?.path().join("schedstat");
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // The thread has ended since the listing.
+                Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(NO_PROCESS) => continue,
+                Err(e) => return Err(BenchError::file("reading", path)(e)),
+            };
+            let first = text.split_ascii_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+            sum += first.ok_or_else(|| BenchError::file("understanding", &path)(malformed()))?;
+        }
+    }
+    Ok(sum)
+}
+
+/// ESRCH.
+const NO_PROCESS: i32 = rustix::io::Errno::SRCH.raw_os_error();
 
 /// utime + stime: fields 14 and 15, counted behind the command name, which may hold blanks and brackets itself.
 fn ticks_of(stat: &str) -> Option<u64> {
@@ -207,6 +281,7 @@ mod tests {
     fn ticks_of_a_process_with_a_nasty_name() {
         let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 1000 10";
         assert_eq!(ticks_of(stat), Some(42));
+        assert_eq!(parent_of(stat), Some(1));
         assert_eq!(ticks_of("12 (a S 1"), None);
         assert_eq!(ticks_of("12 (a) S 1 2"), None);
     }
@@ -233,14 +308,37 @@ mod tests {
         while cpu_seconds(&own).unwrap() - before < 0.02 {
             assert!(start.elapsed() < Duration::from_secs(30), "all the time busy, but no CPU time is counted");
         }
+        assert!(cpu_nanoseconds(&own).unwrap() > 10_000_000);
         assert!(memory(&own).unwrap().rss > 100_000);
         assert!(cpu_seconds(&[u32::MAX]).is_err(), "a process that is gone is an error, not zero");
+    }
+
+    #[test]
+    fn children_of_children_are_found() {
+        // The shell does not replace itself by the sleep, which it has to outlive.
+        let mut shell = std::process::Command::new("sh").args(["-c", "sh -c 'sleep 30; :'; :"]).spawn().unwrap();
+        let start = std::time::Instant::now();
+        let found = loop {
+            let found = with_descendants(&[shell.id()]).unwrap();
+            if found.len() >= 3 || start.elapsed() > Duration::from_secs(10) {
+                break found;
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        };
+        for pid in found.iter().rev() {
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        }
+        shell.wait().unwrap();
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(with_descendants(&[]).unwrap().is_empty());
     }
 
     proptest::proptest! {
         #[test]
         fn any_stat_line_is_read_or_refused(text in "\\PC{0,80}") {
             ticks_of(&text);
+            parent_of(&text);
             kib_field(&text, "Pss:");
         }
     }

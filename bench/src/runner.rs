@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
-use crate::contender::{self, Contender, Kind, Pki, Site};
+use crate::contender::{self, Contender, External, Kind, Pki, Site};
 use crate::error::BenchError;
 use crate::histogram::Latencies;
 use crate::measure::{Measurement, Sample, first_line, measure};
 use crate::process;
-use crate::report::Failure;
+use crate::report::{Failure, markdown};
 use crate::scenario::Scenario;
 use crate::stats::Ratio;
 use crate::topology::Topology;
@@ -29,9 +30,12 @@ pub struct Settings {
     pub scenarios: Vec<String>,
     /// Names of the contenders.
     pub contenders: Vec<String>,
+    /// Those of them that are described by files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub externals: Vec<Arc<External>>,
     /// Rounds of every timed scenario.
     pub rounds: usize,
-    /// Rounds of idle scenarios: memory hardly varies, and each of them is long.
+    /// Rounds of heavy scenarios (open, idle): they hardly vary, and each of them is long.
     pub idle_rounds: usize,
     /// Measured seconds of a round.
     pub seconds: f64,
@@ -51,6 +55,8 @@ pub struct Measured {
     rounds: BTreeMap<usize, BTreeMap<&'static str, f64>>,
     /// Latencies of all rounds together.
     pub latencies: Latencies,
+    /// By the number of open flows: how much memory the contender had grown by, in every round.
+    pub memory: BTreeMap<usize, Vec<f64>>,
 }
 
 impl Measured {
@@ -103,10 +109,13 @@ impl Results {
         let measured = match self.measured.entry(key) {
             std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::btree_map::Entry::Vacant(e) => {
-                e.insert(Measured { rounds: BTreeMap::new(), latencies: Latencies::new()? })
+                e.insert(Measured { rounds: BTreeMap::new(), latencies: Latencies::new()?, memory: BTreeMap::new() })
             }
         };
         measured.latencies.add_buckets(&sample.buckets)?;
+        for (flows, bytes) in sample.memory {
+            measured.memory.entry(flows).or_default().push(bytes);
+        }
         measured.rounds.insert(at.round, sample.figures);
         Ok(())
     }
@@ -128,7 +137,7 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
     let mut field = Vec::new();
     for name in &settings.contenders {
         eprintln!("starting {name}");
-        let kind = Kind::from_name(name).ok_or_else(|| BenchError::Peer(format!("there is no contender {name:?}")))?;
+        let kind = Kind::from_name(name, &settings.externals)?;
         match Contender::start(kind, &site).await {
             Ok(contender) => field.push(Some(contender)),
             Err(error) => results.failed(name, None, format!("does not take part: {error}")),
@@ -137,15 +146,15 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
     let mut progress = Progress::new(settings, &scenarios, field.len());
     for round in 0..settings.rounds.max(settings.idle_rounds) {
         for &scenario in &scenarios {
-            let idle = matches!(scenario, Scenario::Idle(_));
-            if round >= if idle { settings.idle_rounds } else { settings.rounds } {
+            if round >= if scenario.is_heavy() { settings.idle_rounds } else { settings.rounds } {
                 continue;
             }
             // Whoever comes first in a round comes last in the next: being warmed up by a neighbour evens out.
             for turn in 0..field.len() {
                 let place = (turn + round) % field.len();
                 let Some(contender) = field[place].take() else { continue };
-                let at = Measurement { scenario, contender: contender.kind().name(), round };
+                let name = contender.kind().name().to_owned();
+                let at = Measurement { scenario, contender: &name, round };
                 let (contender, result) = take_turn(&at, contender, &site, settings).await;
                 field[place] = contender;
                 progress.step(&at, &result);
@@ -171,7 +180,7 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
 
 /// One measurement; gives the contender back, unless it could not be started again.
 ///
-/// An idle scenario has a contender of its own: memory that earlier scenarios left to the process must not hide the
+/// A heavy scenario has a contender of its own: memory that earlier scenarios left to the process must not hide the
 /// growth, and what is left of thousands of flows must not slow down the scenarios after it.
 async fn take_turn(
     at: &Measurement<'_>,
@@ -179,7 +188,7 @@ async fn take_turn(
     site: &Site<'_>,
     settings: &Settings,
 ) -> (Option<Contender>, Result<Sample, BenchError>) {
-    if !matches!(at.scenario, Scenario::Idle(_)) {
+    if !at.scenario.is_heavy() {
         let result = measure(at, &contender, settings).await;
         return (Some(contender), result);
     }
@@ -195,7 +204,7 @@ async fn take_turn(
 }
 
 async fn restart(contender: Contender, site: &Site<'_>) -> Result<Contender, BenchError> {
-    let kind = contender.kind();
+    let kind = contender.kind().clone();
     contender.stop().await?;
     Contender::start(kind, site).await
 }
@@ -214,6 +223,10 @@ async fn start_server(topology: &Topology, settings: &Settings) -> Result<Child,
     Err(BenchError::Peer(format!("the server did not start: {}", process::tail(&printed))))
 }
 
+/// The figures that progress shows.
+const SHOWN: [&str; 8] =
+    ["rate", "p50_us", "p99_us", "gbit_s", "bytes_per_flow", "idle_cpu_percent", "seconds", "p99_growth"];
+
 struct Progress {
     done: usize,
     total: usize,
@@ -222,8 +235,8 @@ struct Progress {
 
 impl Progress {
     fn new(settings: &Settings, scenarios: &[Scenario], contenders: usize) -> Self {
-        let idle = scenarios.iter().filter(|s| matches!(s, Scenario::Idle(_))).count();
-        let runs = (scenarios.len() - idle) * settings.rounds + idle * settings.idle_rounds;
+        let heavy = scenarios.iter().filter(|s| s.is_heavy()).count();
+        let runs = (scenarios.len() - heavy) * settings.rounds + heavy * settings.idle_rounds;
         Self { done: 0, total: runs * contenders, start: Instant::now() }
     }
 
@@ -233,8 +246,8 @@ impl Progress {
             Ok(sample) => sample
                 .figures
                 .iter()
-                .filter(|(name, _)| ["rate", "p50_us", "p99_us", "gbit_s", "bytes_per_flow"].contains(name))
-                .map(|(name, value)| format!("{name} {value:.1}"))
+                .filter(|(name, _)| SHOWN.contains(name))
+                .map(|(name, value)| format!("{name} {}", markdown::number(*value)))
                 .collect::<Vec<_>>()
                 .join("  "),
             Err(_) => "FAILED".into(),
@@ -268,6 +281,7 @@ pub(crate) mod test_support {
         let mut settings = Settings {
             scenarios: Vec::new(),
             contenders: Vec::new(),
+            externals: Vec::new(),
             rounds: 3,
             idle_rounds: 1,
             seconds: 1.0,
@@ -284,7 +298,8 @@ pub(crate) mod test_support {
             }
             for (round, &value) in values.iter().enumerate() {
                 let at = Measurement { scenario: scenario.parse().unwrap(), contender, round };
-                let sample = Sample { figures: BTreeMap::from([(figure, value)]), buckets: Vec::new() };
+                let sample =
+                    Sample { figures: BTreeMap::from([(figure, value)]), buckets: Vec::new(), memory: Vec::new() };
                 results.record(&at, sample).unwrap();
             }
         }
@@ -296,7 +311,7 @@ pub(crate) mod test_support {
         let (_, mut results) = results(&[("rr-1", "us", "rate", &[2.0, 20.0, 4.0])]);
         for (round, value) in [(0, 1.0), (2, 2.0)] {
             let at = Measurement { scenario: Scenario::RoundTrip(1), contender: "haproxy", round };
-            let sample = Sample { figures: BTreeMap::from([("rate", value)]), buckets: Vec::new() };
+            let sample = Sample { figures: BTreeMap::from([("rate", value)]), buckets: Vec::new(), memory: Vec::new() };
             results.record(&at, sample).unwrap();
         }
         assert_eq!(results.get("rr-1", "haproxy").unwrap().rounds("rate"), [Some(1.0), None, Some(2.0)]);

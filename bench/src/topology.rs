@@ -47,16 +47,31 @@ pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 11));
 #[derive(Debug)]
 pub struct Topology {
     prefix: String,
-    _lock: UnixListener,
+    /// None for hosts beside those of a run: the run's lock covers them.
+    _lock: Option<UnixListener>,
 }
 
 impl Topology {
     /// Takes the lock and builds the namespaces, after removing any of the same name.
     pub async fn up(name: &str) -> Result<Self, BenchError> {
         let prefix = prefix(name);
-        let topology = Self { _lock: lock(&prefix)?, prefix };
+        let topology = Self { _lock: Some(lock(&prefix)?), prefix };
+        remove_all(&topology.prefix).await?;
+        topology.build().await?;
+        Ok(topology)
+    }
+
+    /// Two more hosts of the same shape, with a bridge of their own, for a contender that changes its hosts.
+    pub async fn beside(&self, contender: &str) -> Result<Self, BenchError> {
+        // No run's name has a dot, so this is in no other run's way.
+        let topology = Self { _lock: None, prefix: format!("{}.{contender}", self.prefix) };
         topology.remove().await?;
-        let (net, client, server) = (topology.net(), topology.client(), topology.server());
+        topology.build().await?;
+        Ok(topology)
+    }
+
+    async fn build(&self) -> Result<(), BenchError> {
+        let (net, client, server) = (self.net(), self.client(), self.server());
         for namespace in [&net, &client, &server] {
             ip(&["netns", "add", namespace]).await?;
             ip(&["-n", namespace, "link", "set", "lo", "up"]).await?;
@@ -71,7 +86,12 @@ impl Topology {
             ip(&["-n", host, "link", "set", "eth0", "up"]).await?;
             tune(host)?;
         }
-        Ok(topology)
+        Ok(())
+    }
+
+    /// Removes the namespaces that there are, and those beside them.
+    pub async fn remove_all(&self) -> Result<(), BenchError> {
+        remove_all(&self.prefix).await
     }
 
     /// Removes the namespaces that there are.
@@ -98,7 +118,7 @@ impl Topology {
 pub async fn clean(name: &str) -> Result<(), BenchError> {
     let prefix = prefix(name);
     let _lock = lock(&prefix)?;
-    remove(&prefix).await
+    remove_all(&prefix).await
 }
 
 /// Applies [`SYSCTLS`] in a network namespace under /run/netns, and what our node daemon does to the host that it runs on:
@@ -142,6 +162,24 @@ fn lock(prefix: &str) -> Result<UnixListener, BenchError> {
         )),
         _ => BenchError::socket(format!("taking the lock {prefix}-lock"))(e),
     })
+}
+
+/// Those of `prefix`, and all that are beside them.
+async fn remove_all(prefix: &str) -> Result<(), BenchError> {
+    let folder = PathBuf::from("/run/netns");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(BenchError::file("listing", folder)(e)),
+    };
+    let beside = format!("{prefix}.");
+    for entry in entries {
+        let name = entry.map_err(BenchError::file("listing", &folder))?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.starts_with(&beside)) {
+            ip(&["netns", "del", name]).await?;
+        }
+    }
+    remove(prefix).await
 }
 
 async fn remove(prefix: &str) -> Result<(), BenchError> {

@@ -3,18 +3,14 @@
 //! In TCP mode every client connection has a server connection of its own: haproxy can neither keep nor pool them, and
 //! each new one pays a TLS handshake. Sessions are resumed (haproxy's default), which makes that as cheap as it gets.
 
-use std::path::PathBuf;
-
-use tokio::process::Command;
-
 use super::pki::SERVER_NAME;
-use super::{Kind, Service, Site, write};
+use super::{Kind, Launch, Service, Site, write};
 use crate::error::BenchError;
 use crate::process;
 use crate::topology;
 
-/// Log file and command of the client side and of the server side.
-pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchError> {
+/// The client side and the server side.
+pub(super) fn pair(site: &Site<'_>) -> Result<Vec<Launch>, BenchError> {
     let (authority, wire) = (site.pki.authority.display(), topology::SERVER);
     let common = common(process::flows_within(site.open_files).min(20_000));
     let client = Service::ALL.map(|service| {
@@ -40,7 +36,7 @@ pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchErro
             write(&config, &(common.clone() + &text.concat()))?;
             let mut command = process::in_namespace(&host, "haproxy")?;
             command.arg("-db").arg("-f").arg(config);
-            Ok((site.folder.join(format!("haproxy-{side}.log")), command))
+            Ok(Launch::counted(site.folder.join(format!("haproxy-{side}.log")), command))
         })
         .collect()
 }

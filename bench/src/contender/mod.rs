@@ -1,30 +1,35 @@
 //! What is compared, each set up as its own documentation advises for speed, with the same cipher and the same checks:
 //! TLS 1.3, AES-128-GCM, X25519, ECDSA P-256 certificates on both sides, both verified.
 
+mod external;
 mod haproxy;
+mod kind;
+mod nginx;
 mod pki;
 mod stunnel;
 mod us;
+mod wireguard;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
+pub use self::external::External;
+pub use self::kind::{Kind, NAMES, versions};
 pub use self::pki::Pki;
 use crate::error::BenchError;
 use crate::process;
-use crate::topology::{self, Topology};
+use crate::topology::Topology;
 
 /// How long a contender may take to carry its first round trip.
 const READY: Duration = Duration::from_secs(15);
 
-/// The names that `--contenders` takes.
-pub const NAMES: [&str; 4] = ["direct", "us", "haproxy", "stunnel"];
-
 /// What the server listens for; each has a port, and a contender has one way in for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Service {
     /// Echo.
     Echo,
@@ -56,58 +61,6 @@ impl Service {
     }
 }
 
-/// The kinds of contender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The client connects to the server: no proxy, no encryption. What the machine can do at all.
-    Direct,
-    /// Opencluster.
-    Us,
-    /// A pair of haproxy in TCP mode with mutual TLS between them.
-    Haproxy,
-    /// A pair of stunnel with mutual TLS between them.
-    Stunnel,
-}
-
-impl Kind {
-    /// From its name in reports and options.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "direct" => Self::Direct,
-            "us" => Self::Us,
-            "haproxy" => Self::Haproxy,
-            "stunnel" => Self::Stunnel,
-            _ => return None,
-        })
-    }
-
-    /// Its name in reports and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Us => "us",
-            Self::Haproxy => "haproxy",
-            Self::Stunnel => "stunnel",
-        }
-    }
-
-    /// Where its client side listens: beside the server's ports, and a range for each contender.
-    fn local_port(self, service: Service) -> u16 {
-        service.port()
-            + match self {
-                // Reached at the server's own address and port.
-                Self::Direct | Self::Us => 0,
-                Self::Haproxy => 100,
-                Self::Stunnel => 200,
-            }
-    }
-
-    /// Where its server side listens on the wire.
-    fn wire_port(self, service: Service) -> u16 {
-        self.local_port(service) + 6000
-    }
-}
-
 /// Where things are that every contender needs.
 #[derive(Debug)]
 pub struct Site<'a> {
@@ -132,25 +85,50 @@ pub struct Processes {
     pub memory: Vec<u32>,
 }
 
+/// A program of a contender, to be started.
+struct Launch {
+    log: PathBuf,
+    command: Command,
+    /// Whether what it uses is the contender's cost. The server of the load is not.
+    counts: bool,
+}
+
+impl Launch {
+    fn counted(log: PathBuf, command: Command) -> Self {
+        Self { log, command, counts: true }
+    }
+}
+
+/// A program of a contender that is running.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    log: PathBuf,
+    counts: bool,
+}
+
 /// A contender that is up.
 #[derive(Debug)]
 pub struct Contender {
     kind: Kind,
     /// The namespace of its clients; for us, the rig.
     place: String,
-    programs: Vec<(Child, PathBuf)>,
+    programs: Vec<Running>,
+    /// Hosts of its own, when its set-up must not touch the others'.
+    hosts: Option<Topology>,
 }
 
 impl Contender {
     /// Starts it and waits until a round trip passes through every service.
     pub async fn start(kind: Kind, site: &Site<'_>) -> Result<Self, BenchError> {
         let place = if kind == Kind::Us { site.name.to_owned() } else { site.topology.client() };
-        let mut contender = Self { kind, place, programs: Vec::new() };
+        let mut contender = Self { kind, place, programs: Vec::new(), hosts: None };
         match contender.start_programs(site).await {
             Ok(()) => Ok(contender),
             Err(error) => {
+                let name = contender.kind.name().to_owned();
                 if let Err(second) = contender.stop().await {
-                    eprintln!("{}: {second}", kind.name());
+                    eprintln!("{name}: {second}");
                 }
                 Err(error)
             }
@@ -158,36 +136,43 @@ impl Contender {
     }
 
     async fn start_programs(&mut self, site: &Site<'_>) -> Result<(), BenchError> {
-        let programs = match self.kind {
+        let programs = match self.kind.clone() {
             Kind::Direct => Vec::new(),
             Kind::Us => {
                 us::up(site.name, site.folder).await?;
-                let mut server = us::exec(site.name, "b", process::own_program()?)?;
-                server.args(server_args());
-                vec![(site.folder.join("us-server.log"), server)]
+                let mut command = us::exec(site.name, "b", process::own_program()?)?;
+                command.args(server_args());
+                vec![Launch { log: site.folder.join("us-server.log"), command, counts: false }]
             }
             Kind::Haproxy => haproxy::pair(site)?,
             Kind::Stunnel => stunnel::pair(site)?,
+            Kind::Nginx => nginx::pair(site)?,
+            Kind::Wireguard => wireguard::pair(site)?,
+            Kind::External(external) => {
+                let hosts = self.hosts.insert(site.topology.beside(&external.name).await?);
+                self.place = hosts.client();
+                external.prepare(hosts).await?;
+                external.programs(hosts, site.folder)?
+            }
         };
-        for (log, command) in programs {
+        for Launch { log, command, counts } in programs {
             let child = process::logged(command, &log)?;
-            self.programs.push((child, log));
+            self.programs.push(Running { child, log, counts });
+        }
+        if self.kind == Kind::Wireguard {
+            wireguard::connect(site).await?;
         }
         self.wait_until_ready().await
     }
 
     /// Its kind.
-    pub fn kind(&self) -> Kind {
-        self.kind
+    pub fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     /// Where a client reaches `service` through it.
     pub fn target(&self, service: Service) -> SocketAddr {
-        match self.kind {
-            Kind::Direct => SocketAddr::new(topology::SERVER, service.port()),
-            Kind::Us => SocketAddr::new(us::SERVER, service.port()),
-            kind => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), kind.local_port(service)),
-        }
+        self.kind.target(service)
     }
 
     /// A command that runs this program's `load` where its clients are.
@@ -206,14 +191,18 @@ impl Contender {
         if self.kind == Kind::Us {
             return us::processes(&self.place);
         }
-        let all: Vec<u32> = self.programs.iter().filter_map(|(child, _)| child.id()).collect();
+        let roots: Vec<u32> = self.programs.iter().filter(|p| p.counts).filter_map(|p| p.child.id()).collect();
+        let all = process::with_descendants(&roots)?;
         Ok(Processes { cpu: all.clone(), memory: all })
     }
 
     /// Stops it and waits until its processes are gone.
     pub async fn stop(mut self) -> Result<(), BenchError> {
-        for (child, log) in &mut self.programs {
-            child.kill().await.map_err(BenchError::file("stopping the program of", &*log))?;
+        for program in &mut self.programs {
+            process::end(&mut program.child, &program.log).await?;
+        }
+        if let Some(hosts) = &self.hosts {
+            hosts.remove().await?;
         }
         if self.kind == Kind::Us { us::down(&self.place).await } else { Ok(()) }
     }
@@ -232,11 +221,11 @@ impl Contender {
             loop {
                 let Err(error) = process::finished(self.client(&args)?, READY).await else { break };
                 if let Some(reason) = self.dead()? {
-                    return Err(BenchError::Contender { contender: self.kind.name(), reason });
+                    return Err(self.kind.failed(reason));
                 }
                 if Instant::now() >= deadline {
                     let reason = format!("not ready within {} s: {error}", READY.as_secs());
-                    return Err(BenchError::Contender { contender: self.kind.name(), reason });
+                    return Err(self.kind.failed(reason));
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -246,7 +235,7 @@ impl Contender {
 
     /// Why it is dead, if one of its programs has ended.
     fn dead(&mut self) -> Result<Option<String>, BenchError> {
-        for (child, log) in &mut self.programs {
+        for Running { child, log, .. } in &mut self.programs {
             let ended = child.try_wait().map_err(BenchError::file("looking after the program of", &*log))?;
             if let Some(status) = ended {
                 let printed = std::fs::read(&*log).map_err(BenchError::file("reading", &*log))?;
@@ -275,44 +264,6 @@ pub fn server_args() -> Vec<String> {
         .collect()
 }
 
-/// The versions of the contenders' programs, as far as they say.
-pub fn versions(names: &[String]) -> std::collections::BTreeMap<String, String> {
-    let ask = |program: &str, flag: &str| {
-        let output = std::process::Command::new(program).arg(flag).output().ok()?;
-        // stunnel answers on standard error, behind a line about how it was started.
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        text.lines().find(|l| l.chars().any(|c| c.is_ascii_digit())).map(str::to_owned)
-    };
-    let version = |name: &str| match Kind::from_name(name)? {
-        Kind::Direct => Some("plain TCP from client to server".into()),
-        Kind::Us => Some(concat!("opencluster ", env!("CARGO_PKG_VERSION")).into()),
-        Kind::Haproxy => ask("haproxy", "-v"),
-        Kind::Stunnel => ask("stunnel4", "-version"),
-    };
-    names.iter().filter_map(|name| Some((name.clone(), version(name)?))).collect()
-}
-
 fn write(path: &Path, text: &str) -> Result<(), BenchError> {
     std::fs::write(path, text).map_err(BenchError::file("writing", path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_go_both_ways_and_ports_never_meet() {
-        let mut ports: std::collections::HashSet<u16> = Service::ALL.map(Service::port).into();
-        for name in NAMES {
-            let kind = Kind::from_name(name).unwrap();
-            assert_eq!(kind.name(), name);
-            let listens = !matches!(kind, Kind::Direct | Kind::Us);
-            for service in Service::ALL.into_iter().filter(|_| listens) {
-                assert!(ports.insert(kind.local_port(service)) && ports.insert(kind.wire_port(service)));
-            }
-        }
-        assert!(Kind::from_name("nginx").is_none());
-        // Below the ephemeral ports of the namespaces, which must never take a listener's place.
-        assert!(ports.iter().all(|&p| p < 16_000));
-    }
 }

@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 
-use tokio::process::Command;
-
 use super::pki::SERVER_NAME;
-use super::{Kind, Service, Site, write};
+use super::{Kind, Launch, Service, Site, write};
 use crate::error::BenchError;
 use crate::process;
 use crate::topology;
 
-/// Log file and command of the client side and of the server side.
-pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchError> {
+/// The client side and the server side.
+pub(super) fn pair(site: &Site<'_>) -> Result<Vec<Launch>, BenchError> {
     let wire = topology::SERVER;
     let common = |pem: &PathBuf| {
         format!(
@@ -45,7 +43,7 @@ pub(super) fn pair(site: &Site<'_>) -> Result<Vec<(PathBuf, Command)>, BenchErro
         write(&config, &(common + &text.concat()))?;
         let mut command = process::in_namespace(&host, "stunnel4")?;
         command.arg(config);
-        Ok((site.folder.join(format!("stunnel-{side}.log")), command))
+        Ok(Launch::counted(site.folder.join(format!("stunnel-{side}.log")), command))
     })
     .collect()
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::{Processes, write};
+use super::{Kind, Processes, write};
 use crate::error::BenchError;
 use crate::process;
 
@@ -65,7 +65,7 @@ pub(super) fn rig() -> Result<PathBuf, BenchError> {
         return Ok(path);
     }
     let reason = format!("{} is not there: build the whole workspace (make build)", path.display());
-    Err(BenchError::Contender { contender: "us", reason })
+    Err(Kind::Us.failed(reason))
 }
 
 /// The proxies of both nodes, whose memory counts; and with the node daemons those whose CPU time counts.
@@ -100,7 +100,7 @@ pub(super) fn processes(name: &str) -> Result<Processes, BenchError> {
         return Ok(found);
     }
     let reason = format!("{} proxies are running in the rig {name}, there should be 2", found.memory.len());
-    Err(BenchError::Contender { contender: "us", reason })
+    Err(Kind::Us.failed(reason))
 }
 
 fn inode(path: &Path) -> Result<(u64, u64), BenchError> {

@@ -2,23 +2,28 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Outcome, Payload, connect};
 use crate::error::BenchError;
 use crate::histogram::Latencies;
 
-/// Opens `count` connections one after another, each with one round trip; calls `ready` with the outcome so far, which
-/// returns when they were held long enough; then every one of them must still echo.
+/// Opens `count` connections one after another, each with one round trip. At each of `marks`, and when all are open, calls
+/// `ready` with the outcome so far, which returns when they were held long enough; at last every one must still echo.
+///
+/// The time that `ready` takes is no part of the outcome's.
 pub fn hold(
     to: SocketAddr,
     count: usize,
     size: usize,
-    ready: impl FnOnce(&Outcome) -> Result<(), BenchError>,
+    marks: &[usize],
+    mut ready: impl FnMut(&Outcome) -> Result<(), BenchError>,
 ) -> Result<Outcome, BenchError> {
     let mut held = Vec::with_capacity(count);
     let mut latencies = Latencies::new()?;
-    let start = Instant::now();
+    let mut opening = Duration::ZERO;
+    let mut start = Instant::now();
+    let mut outcome = Outcome::default();
     for index in 0..count {
         let began = Instant::now();
         let mut payload = Payload::new(index, size);
@@ -26,16 +31,21 @@ pub fn hold(
         echo(&stream, &mut payload, index)?;
         latencies.record(began.elapsed());
         held.push((stream, payload));
+        let open = held.len();
+        if open == count || marks.contains(&open) {
+            opening += start.elapsed();
+            outcome = Outcome {
+                operations: open as u64,
+                operations_total: open as u64,
+                bytes: (open * size) as u64,
+                seconds: opening.as_secs_f64(),
+                buckets: latencies.buckets(),
+                ..Outcome::default()
+            };
+            ready(&outcome)?;
+            start = Instant::now();
+        }
     }
-    let outcome = Outcome {
-        operations: count as u64,
-        operations_total: count as u64,
-        bytes: (count * size) as u64,
-        seconds: start.elapsed().as_secs_f64(),
-        buckets: latencies.buckets(),
-        ..Outcome::default()
-    };
-    ready(&outcome)?;
     for (index, (stream, payload)) in held.iter_mut().enumerate() {
         echo(stream, payload, index)?;
     }

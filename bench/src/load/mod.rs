@@ -5,6 +5,7 @@
 
 mod connect;
 mod crr;
+mod first;
 mod hold;
 mod poll;
 mod rr;
@@ -36,6 +37,8 @@ pub enum Pattern {
     Fixed(u32),
     /// Connect, one round trip, close.
     Crr,
+    /// The same, one connection at a time, begun at fixed times, so many a second.
+    First(u32),
     /// Bytes from the client to a sink, as fast as they go.
     Stream,
     /// Bytes from a source to the client.
@@ -103,6 +106,7 @@ pub fn run(plan: &Plan) -> Result<Outcome, BenchError> {
         Pattern::RoundTrip => rr::closed(plan),
         Pattern::Fixed(rate) => rr::fixed(plan, rate),
         Pattern::Crr => crr::run(plan),
+        Pattern::First(rate) => first::run(plan, rate),
         Pattern::Stream => stream::up(plan),
         Pattern::StreamDown => stream::down(plan),
     }

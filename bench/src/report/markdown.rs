@@ -6,19 +6,24 @@ use super::{Report, ScenarioReport, bar};
 use crate::stats::Ratio;
 
 /// How figures are called and written in tables; in the order of the rows.
-const FIGURES: [(&str, &str); 13] = [
+const FIGURES: [(&str, &str); 18] = [
     ("rate", "rate, 1/s"),
     ("p50_us", "p50, µs"),
     ("p99_us", "p99, µs"),
     ("send_lag_p99_us", "of that the generator's own lag, p99, µs"),
+    ("alone_p99_us", "p99 without the bulk flow, µs"),
+    ("p99_growth", "p99 beside the bulk flow / alone"),
     ("gbit_s", "Gbit/s"),
     ("cpu_s_per_gb", "CPU s for each GB"),
     ("cpu_us_per_op", "CPU µs for each operation"),
+    ("seconds", "seconds to open them all"),
     ("flows", "flows held"),
     ("bytes_per_flow", "PSS bytes for each flow"),
     ("rss_bytes_per_flow", "RSS bytes for each flow"),
     ("kernel_bytes_per_flow", "kernel bytes for each flow, whole machine"),
     ("rest_bytes", "PSS bytes at rest"),
+    ("idle_cpu_percent", "CPU of the proxies while idle, % of a core"),
+    ("idle_cpu_all_percent", "the same with the node daemons"),
     ("errors", "failed operations"),
 ];
 
@@ -104,7 +109,7 @@ fn times(r: &Ratio) -> String {
 }
 
 /// Three significant digits or whole numbers, with thousands separated.
-pub(super) fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let size = value.abs();
     if size >= 100.0 {
         let digits = format!("{size:.0}");

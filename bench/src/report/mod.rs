@@ -1,6 +1,7 @@
 //! The report: JSON for programs, Markdown and SVG for people, and the verdict on the bar.
 
 pub mod bar;
+mod lines;
 pub mod markdown;
 pub mod svg;
 
@@ -12,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::BenchError;
 use crate::runner::{Results, Settings};
 use crate::scenario::Scenario;
-use crate::stats::{Ratio, Summary};
+use crate::stats::{Ratio, Summary, median};
 
-/// Order of contenders in tables and plots.
-const ORDER: [&str; 4] = ["direct", "us", "haproxy", "stunnel"];
+/// Contenders that come first in tables and plots; the others follow in the order of the run.
+const FIRST: [&str; 2] = ["direct", "us"];
 
 /// The whole report, as in `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ pub struct Figures {
     /// Latency distribution of all rounds together: (share, µs).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cdf_us: Vec<(f64, f64)>,
+    /// Growth of its memory in bytes by the number of open flows, medians.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_by_flows: Vec<(f64, f64)>,
 }
 
 /// A measurement that failed.
@@ -151,7 +155,8 @@ fn remove_plots(folder: &Path) -> Result<(), BenchError> {
 
 /// Names in the order of tables and plots.
 fn ordered(names: &[String]) -> Vec<&str> {
-    ORDER.into_iter().filter(|name| names.iter().any(|n| n == name)).collect()
+    let first = FIRST.into_iter().filter(|name| names.iter().any(|n| n == name));
+    first.chain(names.iter().map(String::as_str).filter(|name| !FIRST.contains(name))).collect()
 }
 
 fn scenario_report(name: &str, settings: &Settings, results: &Results) -> ScenarioReport {
@@ -159,7 +164,9 @@ fn scenario_report(name: &str, settings: &Settings, results: &Results) -> Scenar
     let mut ratios = BTreeMap::new();
     for contender in &settings.contenders {
         let Some(measured) = results.get(name, contender) else { continue };
-        let mut figures = Figures { cdf_us: measured.latencies.cdf(), ..Figures::default() };
+        let memory = measured.memory.iter().filter_map(|(flows, bytes)| Some((*flows as f64, median(bytes)?)));
+        let mut figures =
+            Figures { cdf_us: measured.latencies.cdf(), memory_by_flows: memory.collect(), ..Figures::default() };
         for figure in measured.figures() {
             let values: Vec<f64> = measured.rounds(figure).into_iter().flatten().collect();
             if let Some(summary) = Summary::of(&values) {

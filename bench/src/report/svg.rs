@@ -1,28 +1,32 @@
 //! Plots as SVG, written by hand: panels of bars and latency by percentile. No library, no fonts but the viewer's own.
 
 use super::markdown::number;
-use super::{Report, ScenarioReport, ordered};
+use super::{Report, ScenarioReport, lines, ordered};
 use crate::scenario::Scenario;
 
 const INK: &str = "#24292f";
-const FAINT: &str = "#d0d7de";
+pub(super) const FAINT: &str = "#d0d7de";
 const PANEL: f64 = 300.0;
 const LABEL: f64 = 62.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 8.0;
 
 /// Charts of bars: file, title, figure, and the scenarios that they show.
-const CHARTS: [(&str, &str, &str, &[&str]); 5] = [
+const CHARTS: [(&str, &str, &str, &[&str]); 8] = [
     ("rates.svg", "Operations a second", "rate", &["rr-", "crr-"]),
-    ("throughput.svg", "Throughput by flows, Gbit/s", "gbit_s", &["stream-"]),
+    ("throughput.svg", "Throughput, Gbit/s", "gbit_s", &["stream-"]),
     ("cpu.svg", "CPU seconds of the contender for each GB", "cpu_s_per_gb", &["stream-"]),
     ("memory.svg", "Memory for each idle flow, bytes (PSS, both proxies)", "bytes_per_flow", &["idle-"]),
     ("fixed-p99.svg", "p99 at a fixed rate, µs", "p99_us", &["fixed-"]),
+    ("first.svg", "First answer on a new connection, median, µs", "p50_us", &["first-", "crr-"]),
+    ("open.svg", "Seconds to open flows one after another", "seconds", &["open-"]),
+    ("fair.svg", "p99 of small flows beside a bulk flow, µs", "p99_us", &["fair-"]),
 ];
 
 /// Whether a file of this name is a plot of ours.
 pub fn is_plot(name: &str) -> bool {
     CHARTS.iter().any(|chart| chart.0 == name)
+        || lines::FILES.contains(&name)
         || name
             .strip_prefix("latency-")
             .and_then(|n| n.strip_suffix(".svg"))
@@ -40,6 +44,7 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
             files.push((file.to_owned(), text));
         }
     }
+    files.extend(lines::plots(report));
     for scenario in &report.scenarios {
         if let Some(text) = percentiles(scenario, &report.settings.contenders) {
             files.push((format!("latency-{}.svg", scenario.name), text));
@@ -48,12 +53,16 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
     files
 }
 
-fn colour(contender: &str) -> &'static str {
+pub(super) fn colour(contender: &str) -> &'static str {
     match contender {
         "us" => "#cf3f57",
         "haproxy" => "#2f7fb5",
         "stunnel" => "#d9952b",
-        _ => "#9aa4ae",
+        "nginx" => "#3f9a5f",
+        "wireguard" => "#7a5fb5",
+        "direct" => "#9aa4ae",
+        // Whatever --external brings.
+        _ => "#27606b",
     }
 }
 
@@ -144,10 +153,11 @@ fn number_short(us: f64) -> String {
     if us >= 1000.0 { format!("{}k", us / 1000.0) } else { format!("{us:.0}") }
 }
 
-struct Svg(String);
+/// A picture that is being drawn.
+pub(super) struct Svg(String);
 
 impl Svg {
-    fn new(width: f64, height: f64, title: &str) -> Self {
+    pub(super) fn new(width: f64, height: f64, title: &str) -> Self {
         let title = escape(title);
         Self(format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
@@ -157,7 +167,7 @@ impl Svg {
         ))
     }
 
-    fn text(&mut self, x: f64, y: f64, anchor: &str, bold: bool, text: &str) {
+    pub(super) fn text(&mut self, x: f64, y: f64, anchor: &str, bold: bool, text: &str) {
         let weight = if bold { " font-weight=\"600\"" } else { "" };
         let text = escape(text);
         self.element(
@@ -167,17 +177,17 @@ impl Svg {
         );
     }
 
-    fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str) {
+    pub(super) fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str) {
         let place = format!("x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"");
         self.element(&format!("rect {place} rx=\"2\" fill=\"{fill}\"/"), "", "");
     }
 
-    fn line(&mut self, x1: f64, y1: f64, x2: f64, y2: f64, stroke: &str) {
+    pub(super) fn line(&mut self, x1: f64, y1: f64, x2: f64, y2: f64, stroke: &str) {
         let path = format!("M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}");
         self.element(&format!("path d=\"{path}\" stroke=\"{stroke}\" fill=\"none\"/"), "", "");
     }
 
-    fn polyline(&mut self, points: &str, stroke: &str) {
+    pub(super) fn polyline(&mut self, points: &str, stroke: &str) {
         let style = format!("stroke=\"{stroke}\" stroke-width=\"2\" fill=\"none\"");
         self.element(&format!("polyline points=\"{points}\" {style}/"), "", "");
     }
@@ -186,7 +196,7 @@ impl Svg {
         self.0.extend(["<", tag, ">", content, end, "\n"]);
     }
 
-    fn finish(mut self) -> String {
+    pub(super) fn finish(mut self) -> String {
         self.0.push_str("</svg>\n");
         self.0
     }

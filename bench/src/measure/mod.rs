@@ -1,10 +1,14 @@
 //! One measurement: a run of the load generator through a contender, and what the contender spent on it.
 
+mod fair;
+mod idle;
+
 use std::collections::BTreeMap;
-use std::process::Stdio;
+use std::net::SocketAddr;
+use std::process::Output;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::contender::{Contender, Service};
@@ -14,12 +18,6 @@ use crate::load::Outcome;
 use crate::process;
 use crate::runner::Settings;
 use crate::scenario::{FIXED_CONNECTIONS, Scenario};
-
-/// Idle flows are weighed this long after they were opened.
-const WEIGH_AFTER: Duration = Duration::from_secs(1);
-
-/// Opening 10,000 flows through a slow contender takes long.
-const IDLE_LIMIT: Duration = Duration::from_secs(90);
 
 /// What is measured, and when.
 pub(crate) struct Measurement<'a> {
@@ -32,6 +30,8 @@ pub(crate) struct Measurement<'a> {
 pub(crate) struct Sample {
     pub(crate) figures: BTreeMap<&'static str, f64>,
     pub(crate) buckets: Vec<(u64, u64)>,
+    /// How much memory the contender has grown by with so many flows open.
+    pub(crate) memory: Vec<(usize, f64)>,
 }
 
 /// Measures `contender` once.
@@ -40,38 +40,60 @@ pub(crate) async fn measure(
     contender: &Contender,
     settings: &Settings,
 ) -> Result<Sample, BenchError> {
+    let within = |flows: usize| flows.min(process::flows_within(settings.open_files));
     match at.scenario {
-        Scenario::Idle(flows) => weigh(contender, flows.min(process::flows_within(settings.open_files))).await,
-        scenario => timed(scenario, contender, settings).await,
+        Scenario::Idle(flows) => {
+            idle::weigh(contender, within(flows), idle::WATCH.min(Duration::from_secs_f64(3.0 * settings.seconds)))
+                .await
+        }
+        Scenario::Open(flows) => idle::open(contender, within(flows)).await,
+        Scenario::Fair(flows) => fair::measure(contender, flows, settings).await,
+        Scenario::RoundTrip(n) => timed(at.scenario, "rr", n, Service::Echo, contender, settings).await,
+        Scenario::Fixed(_) => timed(at.scenario, "fixed", FIXED_CONNECTIONS, Service::Echo, contender, settings).await,
+        Scenario::First(_) => timed(at.scenario, "first", 1, Service::Echo, contender, settings).await,
+        Scenario::Crr(n) => timed(at.scenario, "crr", n, Service::Echo, contender, settings).await,
+        Scenario::Stream(n) => timed(at.scenario, "stream", n, Service::Sink, contender, settings).await,
+        Scenario::StreamDown(n) => timed(at.scenario, "stream-down", n, Service::Source, contender, settings).await,
     }
 }
 
-async fn timed(scenario: Scenario, contender: &Contender, settings: &Settings) -> Result<Sample, BenchError> {
-    let (pattern, connections, service) = match scenario {
-        Scenario::RoundTrip(n) => ("rr", n, Service::Echo),
-        Scenario::Fixed(_) => ("fixed", FIXED_CONNECTIONS, Service::Echo),
-        Scenario::Crr(n) => ("crr", n, Service::Echo),
-        Scenario::Stream(n) => ("stream", n, Service::Sink),
-        Scenario::StreamDown(n) => ("stream-down", n, Service::Source),
-        Scenario::Idle(n) => ("hold", n, Service::Echo),
-    };
-    let mut args: Vec<String> = vec![pattern.into(), "--to".into(), contender.target(service).to_string()];
-    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
-    option("--connections", connections.to_string());
-    option("--seconds", settings.seconds.to_string());
-    option("--warmup", settings.warmup_seconds.to_string());
-    if let Scenario::Fixed(rate) = scenario {
-        option("--rate", rate.to_string());
+async fn timed(
+    scenario: Scenario,
+    pattern: &str,
+    connections: usize,
+    service: Service,
+    contender: &Contender,
+    settings: &Settings,
+) -> Result<Sample, BenchError> {
+    let mut args = load_args(pattern, contender.target(service), connections, settings);
+    if let Scenario::Fixed(rate) | Scenario::First(rate) = scenario {
+        args.extend(["--rate".into(), rate.to_string()]);
     }
     let pids = contender.processes()?.cpu;
     let before = process::cpu_seconds(&pids)?;
     let limit = Duration::from_secs_f64(settings.seconds + settings.warmup_seconds) + Duration::from_secs(30);
     let output = process::finished(contender.client(&args)?, limit).await?;
     let cpu = process::cpu_seconds(&pids)? - before;
-    let outcome: Outcome = serde_json::from_slice(&output.stdout)
-        .map_err(|source| BenchError::Json { what: "the client's outcome".into(), source })?;
     let cpu = (!pids.is_empty()).then_some(cpu);
-    figures(scenario, outcome, cpu)
+    figures(scenario, parsed(&output)?, cpu)
+}
+
+/// The arguments of a run of the load generator.
+fn load_args(pattern: &str, to: SocketAddr, connections: usize, settings: &Settings) -> Vec<String> {
+    let options = [
+        ("--to", to.to_string()),
+        ("--connections", connections.to_string()),
+        ("--seconds", settings.seconds.to_string()),
+        ("--warmup", settings.warmup_seconds.to_string()),
+    ];
+    let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+    std::iter::once(pattern.to_owned()).chain(options).collect()
+}
+
+/// What a run of the load generator printed.
+fn parsed(output: &Output) -> Result<Outcome, BenchError> {
+    serde_json::from_slice(&output.stdout)
+        .map_err(|source| BenchError::Json { what: "the client's outcome".into(), source })
 }
 
 /// The figures of a timed run; `cpu` is what the contender's processes used during all of it.
@@ -104,50 +126,7 @@ fn figures(scenario: Scenario, outcome: Outcome, cpu: Option<f64>) -> Result<Sam
     if outcome.errors > 0 {
         figures.insert("errors", outcome.errors as f64);
     }
-    Ok(Sample { figures, buckets: outcome.buckets })
-}
-
-/// Opens the flows, weighs the contender with them, and has every flow prove that it still works.
-async fn weigh(contender: &Contender, flows: usize) -> Result<Sample, BenchError> {
-    let pids = contender.processes()?.memory;
-    let (rest, kernel_rest) = (process::memory(&pids)?, process::kernel_memory()?);
-    let to = contender.target(Service::Echo).to_string();
-    let args: Vec<String> = ["hold", "--to", &to, "--connections", &flows.to_string()].map(String::from).to_vec();
-    let mut command = contender.client(&args)?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = process::spawned(&mut command)?;
-    let line = first_line(&mut child, IDLE_LIMIT).await?;
-    if line.is_empty() {
-        let output = child.wait_with_output().await.map_err(BenchError::file("waiting for", "the client"))?;
-        return Err(BenchError::Peer(process::tail(&output.stderr)));
-    }
-    let outcome: Outcome = serde_json::from_str(&line)
-        .map_err(|source| BenchError::Json { what: "the client's outcome".into(), source })?;
-    tokio::time::sleep(WEIGH_AFTER).await;
-    let (held, kernel_held) = (process::memory(&pids)?, process::kernel_memory()?);
-
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(b"\n").await.map_err(BenchError::file("releasing", "the client"))?;
-    }
-    let output = tokio::time::timeout(IDLE_LIMIT, child.wait_with_output())
-        .await
-        .map_err(|_| BenchError::Timeout { command: "the last echo".into(), seconds: IDLE_LIMIT.as_secs() })?
-        .map_err(BenchError::file("waiting for", "the client"))?;
-    if !output.status.success() {
-        return Err(BenchError::Peer(format!("a held flow was dead: {}", process::tail(&output.stderr))));
-    }
-    let each = |with: u64, without: u64| (with as f64 - without as f64) / flows as f64;
-    let mut figures = BTreeMap::from([
-        ("flows", flows as f64),
-        ("rate", outcome.rate()),
-        ("kernel_bytes_per_flow", each(kernel_held, kernel_rest)),
-    ]);
-    if !pids.is_empty() {
-        figures.insert("bytes_per_flow", each(held.pss, rest.pss));
-        figures.insert("rss_bytes_per_flow", each(held.rss, rest.rss));
-        figures.insert("rest_bytes", rest.pss as f64);
-    }
-    Ok(Sample { figures, buckets: outcome.buckets })
+    Ok(Sample { figures, buckets: outcome.buckets, memory: Vec::new() })
 }
 
 /// The first line that a program prints; empty when it ended without one.
