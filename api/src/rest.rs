@@ -1,7 +1,13 @@
 //! The types of the policy API (HTTPS, JSON). Paths are in [`path`]; the API describes itself at `/openapi.json`.
 
+mod revocations;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use revocations::{
+    IdentityRevokeRequest, Revocation, RevocationList, WorkloadKey, WorkloadStatus, WorkloadStatusList,
+};
 
 /// The paths of the API, relative to its base URL. `{kind}` is a plural in lower case: `nodes`, `services`,
 /// `workloads`, `policies`.
@@ -24,6 +30,11 @@ pub mod path {
     pub const NODE_REVOKE: &str = "/v1/nodes/{name}/revoke";
     /// `POST` [`super::RevokeRequest`]: a [`super::RevokeResult`]. In force until it is lifted: `DELETE ?reason=`.
     pub const WORKLOAD_REVOKE: &str = "/v1/workloads/{namespace}/{name}/revoke";
+    /// `GET`: a [`super::RevocationList`]; `POST` [`super::IdentityRevokeRequest`]: a [`super::RevokeResult`]. That
+    /// of an identity is in force until it is lifted (`DELETE ?spiffe_id=&reason=`), that of a key for good.
+    pub const REVOCATIONS: &str = "/v1/revocations";
+    /// `GET`: a [`super::WorkloadStatusList`].
+    pub const WORKLOAD_STATUS: &str = "/v1/workload-status";
     /// `GET`: a [`super::NodeStatusList`].
     pub const NODE_STATUS: &str = "/v1/node-status";
     /// `GET`: a [`super::ClusterStatus`].
@@ -254,6 +265,12 @@ pub struct NodeStatus {
     pub reason: String,
     /// Its addresses.
     pub addresses: Vec<String>,
+    /// Milliseconds until the end of its life, when it is retired; absent without an enrolment in force, or without an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_left_ms: Option<u64>,
+    /// The end of its life is near: it takes no new flows and no new work.
+    #[serde(default)]
+    pub cordoned: bool,
     /// Milliseconds since its last heartbeat; absent before the first.
     pub heartbeat_age_ms: Option<u64>,
     /// Milliseconds of lease left; 0 when it ran out.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use opencluster_policy::resource::Kind;
+use opencluster_policy::spiffe::SpiffeId;
 
 use crate::client::settings::ConnectionArgs;
 use crate::output::Format;
@@ -55,10 +56,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
-    /// Revoke and restore workloads' identities
+    /// Show workloads' identities, revoke and restore them
     Workload {
         #[command(subcommand)]
         command: WorkloadCommand,
+    },
+    /// Show what is revoked
+    Revocation {
+        #[command(subcommand)]
+        command: RevocationCommand,
     },
     /// Diagnose the whole cluster; exits 1 if any check fails
     Check,
@@ -219,11 +225,30 @@ pub(crate) enum NodeCommand {
 /// See [`Command::Workload`].
 #[derive(Debug, Subcommand)]
 pub(crate) enum WorkloadCommand {
-    /// Refuse the identity of a workload from now on, everywhere, and cut its flows
-    Revoke {
+    /// Show how the workloads' identities stand
+    List {
+        #[command(flatten)]
+        namespace: NamespaceArgs,
+        /// The workloads of all namespaces
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+    },
+    /// Show all that is known of one workload's identity, its keys too
+    Show {
         /// NAME or NAMESPACE/NAME
         #[arg(value_parser = name)]
         name: Name,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
+    },
+    /// Refuse the identity of a workload from now on, everywhere, and cut its flows
+    Revoke {
+        /// NAME, NAMESPACE/NAME or a SPIFFE ID (also of a workload that was deleted)
+        #[arg(value_name = "WORKLOAD", value_parser = subject)]
+        subject: Subject,
+        /// Only this key of it, for good: SHA-256 of the public key (as `workload show` prints it)
+        #[arg(long, value_name = "SHA256", value_parser = digest)]
+        key: Option<String>,
         #[command(flatten)]
         reason: ReasonArgs,
         #[command(flatten)]
@@ -231,14 +256,21 @@ pub(crate) enum WorkloadCommand {
     },
     /// Lift a revocation: the workload gets new certificates
     Restore {
-        /// NAME or NAMESPACE/NAME
-        #[arg(value_parser = name)]
-        name: Name,
+        /// NAME, NAMESPACE/NAME or a SPIFFE ID
+        #[arg(value_name = "WORKLOAD", value_parser = subject)]
+        subject: Subject,
         #[command(flatten)]
         reason: ReasonArgs,
         #[command(flatten)]
         namespace: NamespaceArgs,
     },
+}
+
+/// See [`Command::Revocation`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum RevocationCommand {
+    /// Show all identities and keys that are refused, and since when
+    List,
 }
 
 /// `--reason`.
@@ -359,6 +391,28 @@ impl Name {
     }
 }
 
+/// Whose identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// A workload that there is.
+    Workload(Name),
+    /// Whoever has this SPIFFE ID.
+    Id(String),
+}
+
+fn subject(text: &str) -> Result<Subject, String> {
+    if !text.starts_with("spiffe://") {
+        return name(text).map(Subject::Workload);
+    }
+    SpiffeId::parse(text).map(|id| Subject::Id(id.to_string())).map_err(|error| error.to_string())
+}
+
+fn digest(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let good = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if good { Ok(text) } else { Err("a SHA-256 is 64 hexadecimal digits".to_owned()) }
+}
+
 fn name(text: &str) -> Result<Name, String> {
     match text.split_once('/') {
         Some((namespace, name)) => Ok(Name { namespace: Some(label(namespace)?), name: label(name)? }),
@@ -410,6 +464,13 @@ mod tests {
         }
         let parsed = name("prod/echo").expect("a name");
         assert_eq!((parsed.namespace_or("default"), parsed.name.as_str()), ("prod", "echo"));
+        let id = "spiffe://rig.test/ns/default/sa/b";
+        assert_eq!(subject(id), Ok(Subject::Id(id.to_owned())));
+        for text in ["spiffe://", "spiffe://Rig/ns/default/sa/b", "spiffe://rig.test/../b", "a/b/c"] {
+            subject(text).expect_err(text);
+        }
+        assert_eq!(digest(&"Ab".repeat(32)), Ok("ab".repeat(32)));
+        digest("ab").expect_err("too short");
         assert_eq!(name("echo").expect("a name").namespace_or("default"), "default");
         assert_eq!(name(&"x".repeat(63)).map(|name| name.name.len()), Ok(63));
     }

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use opencluster_policy::lifetime::Age;
 use opencluster_policy::spiffe::{SpiffeId, TrustDomain};
 use serde::Deserialize;
 
+use crate::lifetime::LifetimePolicy;
 use crate::store::key::StoreKeySource;
 
 /// The configuration, as read. Unknown keys are errors.
@@ -39,6 +41,16 @@ pub struct Config {
     /// How long certificates of nodes and workloads are valid.
     #[serde(default = "default_svid_ttl_s")]
     pub svid_ttl_s: u64,
+    /// How old an enrolment may get, unless its Node says otherwise (`spec.maxAge`); then the node is retired.
+    #[serde(default = "default_node_max_age_s")]
+    pub node_max_age_s: u64,
+    /// How long before its end a node is cordoned and drains; at most half of its life.
+    #[serde(default = "default_node_drain_s")]
+    pub node_drain_s: u64,
+    /// Whether a host must have been restarted before it enrols again. False only where hosts share one kernel: there, a
+    /// restart of one is not seen.
+    #[serde(default = "default_require_new_boot")]
+    pub require_new_boot: bool,
     /// The log.
     #[serde(default)]
     pub log: LogConfig,
@@ -71,6 +83,18 @@ fn default_heartbeat_ms() -> u32 {
 
 fn default_svid_ttl_s() -> u64 {
     3600
+}
+
+fn default_node_max_age_s() -> u64 {
+    7 * 86_400
+}
+
+fn default_node_drain_s() -> u64 {
+    300
+}
+
+fn default_require_new_boot() -> bool {
+    true
 }
 
 /// Why the configuration is not usable.
@@ -154,6 +178,13 @@ impl Config {
         if !(60..=86_400).contains(&self.svid_ttl_s) {
             return invalid("svid_ttl_s", format!("{} is not between 60 and 86400", self.svid_ttl_s));
         }
+        self.lifetime()?;
+        if self.node_drain_s > self.node_max_age_s {
+            return invalid(
+                "node_drain_s",
+                format!("{} is longer than a whole life, node_max_age_s ({})", self.node_drain_s, self.node_max_age_s),
+            );
+        }
         Ok(())
     }
 
@@ -164,6 +195,15 @@ impl Config {
         let id = SpiffeId::controller(&domain, &self.name)
             .map_err(|error| ConfigError::Invalid { field: "name", message: error.to_string() })?;
         Ok((domain, id))
+    }
+
+    /// The life of nodes.
+    pub fn lifetime(&self) -> Result<LifetimePolicy, ConfigError> {
+        let max_age = Age::from_seconds(self.node_max_age_s).map_err(|_| ConfigError::Invalid {
+            field: "node_max_age_s",
+            message: format!("{} is not between 10 and {} (366 days)", self.node_max_age_s, 366 * 86_400),
+        })?;
+        Ok(LifetimePolicy { max_age, drain: Duration::from_secs(self.node_drain_s) })
     }
 
     /// The root certificate (PEM) that `init` writes beside the store, for operators and for `ca`.
@@ -192,6 +232,7 @@ mod tests {
         assert_eq!(config.node_listen, [SocketAddr::from(([0_u16; 8], 7443))]);
         assert_eq!(config.api_listen, [SocketAddr::from(([127, 0, 0, 1], 7480))]);
         assert_eq!(config.state, Path::new("/etc/oc/s.redb"));
+        assert_eq!((config.node_max_age_s, config.node_drain_s, config.require_new_boot), (604_800, 300, true));
         assert!(!config.log.json);
     }
 
@@ -203,6 +244,8 @@ mod tests {
             ("lease_ms: 900\n", "lease_ms: 900 must be at least twice heartbeat_ms (500)"),
             ("heartbeat_ms: 1\n", "heartbeat_ms"),
             ("svid_ttl_s: 5\n", "svid_ttl_s"),
+            ("node_max_age_s: 5\n", "node_max_age_s"),
+            ("node_max_age_s: 60\n", "node_drain_s: 300 is longer"),
             ("node_listen: []\n", "node_listen"),
             ("api_listen: []\n", "api_listen"),
             ("log: {jsn: true}\n", "jsn"),

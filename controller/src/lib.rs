@@ -10,6 +10,7 @@ pub mod config;
 pub mod grpc;
 pub mod init;
 pub mod lease;
+pub mod lifetime;
 pub mod listen;
 pub mod serve;
 pub mod state;

@@ -20,6 +20,7 @@ use crate::grpc;
 use crate::lease::end_enrolments_of_the_last_run;
 use crate::lease::registry::{ClusterTiming, Registry};
 use crate::lease::service::{ControlService, watch_leases};
+use crate::lifetime::{Lifetimes, watch_lifetimes};
 use crate::listen::{self, ListenError, Listener, Rules, Strangers, shutting_down};
 use crate::state::{State, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError, StoreKeyError};
@@ -94,6 +95,7 @@ impl Controller {
         let svids = SvidStore::new();
         svids.install(authority.own_svid(&id, UnixTime::now())?);
         let registry = Arc::new(Registry::new(ClusterTiming::new(config.lease_ms, config.heartbeat_ms)));
+        let lifetimes = Arc::new(Lifetimes::new(config.lifetime()?));
         let (shutdown, ending) = watch::channel(false);
 
         let mut controller = Self {
@@ -116,10 +118,16 @@ impl Controller {
             shutdown: ending.clone(),
         };
         controller.spawn("leases", watch_leases(control.clone()));
+        controller.spawn(
+            "lifetimes",
+            watch_lifetimes(Arc::clone(&state), Arc::clone(&registry), Arc::clone(&lifetimes), ending.clone()),
+        );
         let enrolment = EnrolmentService {
             state: Arc::clone(&state),
             authority: Arc::clone(&authority),
             registry: Arc::clone(&registry),
+            lifetimes: Arc::clone(&lifetimes),
+            require_new_boot: config.require_new_boot,
             svid_ttl: config.svid_ttl(),
             failures: Arc::new(FailureLimit::default()),
         };
@@ -144,6 +152,7 @@ impl Controller {
             state,
             authority,
             registry,
+            lifetimes,
             failures: Arc::new(FailureLimit::default()),
             shutdown: ending.clone(),
         };

@@ -79,6 +79,11 @@ impl RevocationSet {
         self.entries.is_empty()
     }
 
+    /// Whether `id` is revoked with every key, so that a new key does not help.
+    pub fn revokes_every_key_of(&self, id: &SpiffeId) -> bool {
+        matches!(self.entries.get(id), Some(RevokedKeys::All))
+    }
+
     /// Refuses `id` with this key if either is revoked.
     pub fn check(&self, id: &SpiffeId, spki_sha256: &Sha256Digest) -> Result<(), RevocationError> {
         match self.entries.get(id) {
@@ -106,6 +111,11 @@ impl Revocations {
     /// Puts a set in force. Handshakes that begin after this returns obey it.
     pub fn replace(&self, set: RevocationSet) {
         self.0.store(Some(Arc::new(set)));
+    }
+
+    /// Back to *not loaded*, which denies everything: there is a newer set, but it cannot be put in force.
+    pub fn forget(&self) {
+        self.0.store(None);
     }
 
     /// The set in force; `None`: not loaded.

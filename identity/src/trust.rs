@@ -82,6 +82,11 @@ impl Trust {
         self.0.revocations.replace(set);
     }
 
+    /// Back to 'not loaded', which refuses everybody: what is in force is known to be out of date.
+    pub fn forget_revocations(&self) {
+        self.0.revocations.forget();
+    }
+
     /// The revocations, to check live flows with.
     pub fn revocations(&self) -> &Revocations {
         &self.0.revocations

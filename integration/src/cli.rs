@@ -68,6 +68,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         name: NameArg,
     },
+    /// Measure how fast a revocation is everywhere, on real nodes and on many simulated ones
+    MeasureRevocation(crate::measure::Options),
     /// Print the log of a host's daemon (ctl is the controller)
     Logs {
         /// Whose
@@ -130,14 +132,17 @@ pub(crate) struct UpArgs {
     /// How many controllers
     #[arg(long, value_name = "N", default_value_t = 1)]
     controllers: usize,
+    /// Threads of each proxy [default: one for each core]
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
     #[command(flatten)]
     name: NameArg,
 }
 
 impl From<UpArgs> for Options {
     fn from(arguments: UpArgs) -> Self {
-        let UpArgs { nodes, bare, apply, lease_ms, heartbeat_ms, controllers, name } = arguments;
-        Self { name: name.name, nodes, bare, apply, lease_ms, heartbeat_ms, controllers }
+        let UpArgs { nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers, name } = arguments;
+        Self { name: name.name, nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod measure;
 
 use std::env;
 use std::ffi::OsString;
@@ -76,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 bail!("not everything was observed")
             }
         }
+        Command::MeasureRevocation(options) => measure::revocation(&options),
         Command::Logs { host, name } => logs(&Rig::load(&name.name)?, &host),
         Command::Hold { netns, cgroup, hosts } => match host::hold(&netns, &cgroup, &hosts)? {},
         Command::Enter { netns, holder, cgroup, detach, command } => enter(&netns, holder, &cgroup, detach, &command),

@@ -103,6 +103,19 @@ pub enum Event {
         /// How the first of those was put.
         why: Option<String>,
     },
+    /// `scan`: what is in the memory of a process.
+    Scanned {
+        /// Which.
+        pid: u32,
+        /// Bytes that were looked at.
+        bytes: u64,
+        /// P-256 private keys: SHA-256 of the SubjectPublicKeyInfo that belongs to each.
+        keys: Vec<String>,
+        /// Expanded AES-128 keys: traffic keys of sessions (AES-128-GCM is what both sides prefer).
+        aes128: usize,
+        /// Expanded AES-256 keys: the crypto library's random number generators have one each, for each thread.
+        aes256: usize,
+    },
     /// `rogue`: the node has its certificates, and goes on sending heartbeats.
     Ready {
         /// Where they are.

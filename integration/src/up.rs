@@ -49,6 +49,8 @@ pub struct Options {
     pub heartbeat_ms: u32,
     /// How many controllers.
     pub controllers: usize,
+    /// Threads of each proxy; one for each core when absent.
+    pub workers: Option<u32>,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             lease_ms: 3000,
             heartbeat_ms: 500,
             controllers: 1,
+            workers: None,
         }
     }
 }
@@ -243,6 +246,8 @@ impl Start<'_> {
             "lease_ms": self.options.lease_ms,
             "heartbeat_ms": self.options.heartbeat_ms,
             "svid_ttl_s": 3600,
+            // A rig's hosts share this machine's kernel, and with it its boot.
+            "require_new_boot": false,
             "log": {"json": true},
         });
         self.write_config(CONTROLLER, &config)?;
@@ -298,6 +303,7 @@ impl Start<'_> {
             "cgroup": layout::cgroup(self.rig.name(), name),
             "interfaces": [INTERFACE],
             "access_log": self.rig.state.access_log(name),
+            "workers": self.options.workers,
         });
         self.write_config(name, &config)?;
         self.rig.start_daemon(name)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
+use rustix::net::netlink::{NETFILTER, SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 const HEADER: usize = 16;
@@ -37,6 +37,29 @@ pub(crate) fn reset_all() -> io::Result<usize> {
         }
     }
     Ok(destroyed)
+}
+
+/// Forgets every tracked connection of this network namespace, so that no rule takes a late packet for part of one.
+pub(crate) fn forget_tracked() -> io::Result<()> {
+    /// `IPCTNL_MSG_CT_DELETE` of the conntrack subsystem: without a tuple, of all.
+    const DELETE: u16 = 1 << 8 | 2;
+    const LENGTH: usize = HEADER + 4;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+    let mut bytes = Vec::with_capacity(LENGTH);
+    bytes.extend_from_slice(&(LENGTH as u32).to_ne_bytes());
+    bytes.extend_from_slice(&DELETE.to_ne_bytes());
+    bytes.extend_from_slice(&(REQUEST | ACK).to_ne_bytes());
+    // Sequence, port; then family, version and resource: all of them 0.
+    bytes.extend_from_slice(&[0; 8 + 4]);
+    rustix::net::sendto(&socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    let datagram = receive(&socket)?;
+    let Some((ERROR, payload, _)) = split(&datagram) else { return Err(io::ErrorKind::InvalidData.into()) };
+    match error_of(payload) {
+        done if done.raw_os_error() == Some(0) => Ok(()),
+        error => Err(error),
+    }
 }
 
 fn connections(socket: &OwnedFd, family: u8) -> io::Result<Vec<[u8; SOCKET_ID]>> {
@@ -171,5 +194,21 @@ mod tests {
         let error = loopback.0.read(&mut [0]).expect_err("nothing to read");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "the positive control");
         assert_eq!(reset_all().expect("reset"), 0);
+    }
+
+    #[test]
+    fn r06_tracked_connections_are_forgotten() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+        let script = "ip link set lo up; nft 'add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+                      add rule inet t c ct state established accept'";
+        assert!(std::process::Command::new("sh").args(["-c", script]).status().expect("sh").success());
+        let tracked = || {
+            let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").expect("conntrack");
+            count.trim().parse::<u32>().expect("a number")
+        };
+        let _connected = pair("127.0.0.1:0".parse().expect("address"));
+        assert!(tracked() > 0, "the positive control");
+        forget_tracked().expect("forgotten");
+        assert_eq!(tracked(), 0);
     }
 }

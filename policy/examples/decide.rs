@@ -115,7 +115,7 @@ fn flows(domain: &TrustDomain) -> Result<Vec<OwnedFlow>, SpiffeError> {
 fn snapshot(policies: u64) -> Snapshot {
     let mut resources = Vec::new();
     for node in 0..NODES {
-        let spec = NodeSpec { addresses: vec![address(node)], tunnel_port: 15443 };
+        let spec = NodeSpec { addresses: vec![address(node)], tunnel_port: 15443, max_age: None };
         resources.push(Resource::Node(Object { metadata: metadata("", format!("n{node}")), spec }));
     }
     for number in 0..WORKLOADS {

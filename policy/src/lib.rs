@@ -7,6 +7,7 @@
 
 pub mod index;
 pub mod lease;
+pub mod lifetime;
 pub mod resource;
 pub mod snapshot;
 pub mod spiffe;

@@ -123,7 +123,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
             resources.push(Resource::Node(Object {
                 metadata: metadata("", name),
-                spec: NodeSpec { addresses, tunnel_port: 15443 },
+                spec: NodeSpec { addresses, tunnel_port: 15443, max_age: None },
             }));
         }
         for ((namespace, name), nodes) in workloads.into_iter().zip(nodes) {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use opencluster_policy::lifetime::Age;
 use opencluster_policy::resource::{
     Effect, Fault, From, Kind, Metadata, NodeSpec, Object, PolicySpec, Protocol, Resource, ServicePort, ServiceSpec,
     To, WorkloadSpec,
@@ -354,9 +355,13 @@ fn resource() -> impl Strategy<Value = Resource> {
         ],
         1..4,
     );
-    let node = (metadata(false), addresses, 1..=u16::MAX).prop_map(|(metadata, addresses, tunnel_port)| {
-        Resource::Node(Object { metadata, spec: NodeSpec { addresses: addresses.into_iter().collect(), tunnel_port } })
-    });
+    let max_age =
+        prop::option::of((10..=366 * 86_400_u64).prop_map(|seconds| Age::from_seconds(seconds).expect("an age")));
+    let node =
+        (metadata(false), addresses, 1..=u16::MAX, max_age).prop_map(|(metadata, addresses, tunnel_port, max_age)| {
+            let addresses = addresses.into_iter().collect();
+            Resource::Node(Object { metadata, spec: NodeSpec { addresses, tunnel_port, max_age } })
+        });
     let service_ports = btree_map((1..=u16::MAX, protocol()), option::of(label()), 1..4);
     let service =
         (metadata(true), service_ports, btree_set(reference(), 1..4)).prop_map(|(metadata, ports, workloads)| {

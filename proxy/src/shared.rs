@@ -84,6 +84,8 @@ pub struct Shared {
     draining: AtomicBool,
     /// One for each worker: something changed that live flows must obey.
     changed: Vec<Notify>,
+    /// For each worker: the revocation version that all it holds has been judged by, plus one; 0: none yet.
+    enforced: Vec<AtomicU64>,
     /// The control thread reports changes of state.
     status: Notify,
     /// One for each worker.
@@ -105,6 +107,7 @@ impl Shared {
             severed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             changed: (0..workers).map(|_| Notify::new()).collect(),
+            enforced: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             status: Notify::new(),
             doors: OnceLock::new(),
         }
@@ -138,6 +141,29 @@ impl Shared {
         for notify in &self.changed {
             notify.notify_one();
         }
+    }
+
+    /// Worker `number` has judged every flow and tunnel that it holds by revocation set `version`.
+    pub fn note_enforced(&self, number: usize, version: Option<u64>) {
+        let Some(enforced) = self.enforced.get(number) else { return };
+        let version = version.map_or(0, |version| version.saturating_add(1));
+        if enforced.swap(version, Ordering::AcqRel) != version {
+            self.status.notify_one();
+        }
+    }
+
+    /// Worker `number` has ended: whatever will be revoked, it holds nothing of it.
+    pub fn note_ended(&self, number: usize) {
+        if let Some(enforced) = self.enforced.get(number) {
+            enforced.store(u64::MAX, Ordering::Release);
+        }
+    }
+
+    /// The revocation version that every worker has enforced, on live flows too; 0: there is none.
+    pub fn enforced_revocations(&self) -> u64 {
+        let least = self.enforced.iter().map(|version| version.load(Ordering::Acquire)).min().unwrap_or(0);
+        let current = self.trust.revocations().version().unwrap_or(0);
+        least.saturating_sub(1).min(current)
     }
 
     /// Resolves when the state that is reported to the daemon may have changed.

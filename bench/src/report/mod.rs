@@ -38,6 +38,9 @@ pub struct Report {
     pub bar: Vec<bar::Row>,
     /// Measurements that failed.
     pub failures: Vec<Failure>,
+    /// Figures of other measurements in the same file, which a new report keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failclosed: Option<serde_json::Value>,
 }
 
 /// The machine.
@@ -113,6 +116,7 @@ impl Report {
             scenarios,
             bar,
             failures: results.failures.clone(),
+            failclosed: None,
         }
     }
 
@@ -122,7 +126,8 @@ impl Report {
             let path = folder.join(name);
             std::fs::write(&path, text).map_err(BenchError::file("writing", path))
         };
-        save("report.json", &(self.to_json()? + "\n"))?;
+        let whole = Self { failclosed: kept(&folder.join("report.json")), ..self.clone() };
+        save("report.json", &(whole.to_json()? + "\n"))?;
         remove_plots(folder)?;
         let plots = svg::plots(self);
         for (name, text) in &plots {
@@ -140,6 +145,13 @@ impl Report {
     fn contenders(&self) -> Vec<&str> {
         ordered(&self.settings.contenders)
     }
+}
+
+/// What another program put into the report; a report that cannot be read is replaced.
+fn kept(report: &Path) -> Option<serde_json::Value> {
+    let text = std::fs::read_to_string(report).ok()?;
+    let mut report: serde_json::Value = serde_json::from_str(&text).ok()?;
+    Some(report.get_mut("failclosed")?.take())
 }
 
 /// Removes the plots of an earlier run, which may have measured what this one did not.

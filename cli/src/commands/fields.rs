@@ -88,6 +88,7 @@ const NODE: &[Field] = &[
     VERSION,
     required("spec.addresses[]", "IP address", "at least one; no other node's"),
     optional("spec.tunnelPort", "port", "where its proxy takes tunnels; 15443 when absent"),
+    optional("spec.maxAge", "age", "how old an enrolment may get, as 12h; the controller's node_max_age_s when absent"),
 ];
 
 const WORKLOAD: &[Field] = &[
@@ -172,7 +173,7 @@ mod tests {
 
     /// Documents with every field that there is, except for `resourceVersion`.
     const FULL: &str = "
-{apiVersion: opencluster/v1, kind: Node, metadata: {name: a, labels: {x: y}}, spec: {addresses: [10.0.0.1], tunnelPort: 1}}
+{apiVersion: opencluster/v1, kind: Node, metadata: {name: a, labels: {x: y}}, spec: {addresses: [10.0.0.1], tunnelPort: 1, maxAge: 12h}}
 ---
 {apiVersion: opencluster/v1, kind: Workload, metadata: {name: a, labels: {x: y}}, spec: {nodes: [a], ports: [1]}}
 ---

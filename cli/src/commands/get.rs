@@ -1,10 +1,13 @@
 //! `opencluster get`
 
+use std::collections::BTreeSet;
+
 use opencluster_api::rest::ObjectList;
 use opencluster_policy::resource::{Kind, yaml_of};
 use serde_json::Value;
 
 use super::Context;
+use super::workload::statuses;
 use crate::args::GetArgs;
 use crate::client::Client;
 use crate::error::CliError;
@@ -16,9 +19,10 @@ pub(super) async fn run(context: &mut Context<'_>, args: &GetArgs) -> Result<(),
     if let Some(name) = &args.name {
         let path = object_path(args.kind, name.namespace_or(&args.namespace.namespace), &name.name);
         let object: Value = client.get(&path).await?;
+        let revoked = revoked(&mut client, args.kind, context.printer.format).await?;
         return Ok(context
             .printer
-            .print(&object, |object, _| table(args.kind, std::slice::from_ref(object), false))?);
+            .print(&object, |object, _| table(args.kind, std::slice::from_ref(object), false, &revoked))?);
     }
     let namespace = (args.kind.namespaced() && !args.all_namespaces).then_some(args.namespace.namespace.as_str());
     let list = list(&mut client, args.kind, namespace).await?;
@@ -33,9 +37,22 @@ pub(super) async fn run(context: &mut Context<'_>, args: &GetArgs) -> Result<(),
             let place = namespace.map_or(String::new(), |namespace| format!(" in namespace {namespace} (-A: in all)"));
             context.printer.note(&format!("no {}{place}", args.kind.plural()))?;
         }
-        Format::Table => context.printer.text(&table(args.kind, &list.items, args.all_namespaces))?,
+        Format::Table => {
+            let revoked = revoked(&mut client, args.kind, Format::Table).await?;
+            context.printer.text(&table(args.kind, &list.items, args.all_namespaces, &revoked))?;
+        }
     }
     Ok(())
+}
+
+/// Namespaces and names of workloads whose identity is revoked, where a table of workloads is to show it.
+async fn revoked(client: &mut Client, kind: Kind, format: Format) -> Result<BTreeSet<(String, String)>, CliError> {
+    if kind != Kind::Workload || format != Format::Table {
+        return Ok(BTreeSet::new());
+    }
+    let workloads = statuses(client).await?.workloads.into_iter();
+    let revoked = workloads.filter(|workload| workload.revoked.is_some());
+    Ok(revoked.map(|workload| (workload.namespace, workload.name)).collect())
 }
 
 /// All resources of a kind, or those of one namespace.
@@ -57,7 +74,7 @@ pub(super) fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
 type Column = (&'static str, fn(&Value) -> String);
 
 /// Reads the values loosely: a newer controller's additional fields do not matter for a table.
-fn table(kind: Kind, objects: &[Value], all_namespaces: bool) -> String {
+fn table(kind: Kind, objects: &[Value], all_namespaces: bool, revoked: &BTreeSet<(String, String)>) -> String {
     let columns: &[Column] = match kind {
         Kind::Node => {
             &[("ADDRESSES", |spec| words(&spec["addresses"])), ("TUNNEL PORT", |spec| word(&spec["tunnelPort"]))]
@@ -75,6 +92,9 @@ fn table(kind: Kind, objects: &[Value], all_namespaces: bool) -> String {
     let namespaces = all_namespaces && kind.namespaced();
     let mut headings = if namespaces { vec!["NAMESPACE", "NAME"] } else { vec!["NAME"] };
     headings.extend(columns.iter().map(|(heading, _)| *heading));
+    if kind == Kind::Workload {
+        headings.push("REVOKED");
+    }
     headings.push("VERSION");
     let mut table = Table::new(&headings);
     for object in objects {
@@ -82,6 +102,10 @@ fn table(kind: Kind, objects: &[Value], all_namespaces: bool) -> String {
         let mut row = if namespaces { vec![word(&metadata["namespace"])] } else { Vec::new() };
         row.push(word(&metadata["name"]));
         row.extend(columns.iter().map(|(_, cell)| cell(&object["spec"])));
+        if kind == Kind::Workload {
+            let found = revoked.contains(&(word(&metadata["namespace"]), word(&metadata["name"])));
+            row.push(if found { "revoked".to_owned() } else { String::new() });
+        }
         row.push(word(&metadata["resourceVersion"]));
         table.row(row);
     }
@@ -125,6 +149,10 @@ mod tests {
 
     use super::*;
 
+    fn none() -> BTreeSet<(String, String)> {
+        BTreeSet::new()
+    }
+
     #[test]
     fn tables_of_every_kind() {
         let node = json!({"metadata": {"name": "a", "resourceVersion": 3}, "spec": {"addresses": ["10.88.0.11", "fd88::11"], "tunnelPort": 15443}});
@@ -132,15 +160,16 @@ mod tests {
 NAME   ADDRESSES              TUNNEL PORT   VERSION
 a      10.88.0.11, fd88::11   15443         3
 ";
-        assert_eq!(table(Kind::Node, &[node], true), expected);
+        assert_eq!(table(Kind::Node, &[node], true, &none()), expected);
 
-        let workload =
-            json!({"metadata": {"name": "b", "namespace": "prod", "resourceVersion": 4}, "spec": {"nodes": ["b"]}});
+        let workload = |name: &str| json!({"metadata": {"name": name, "namespace": "prod", "resourceVersion": 4}, "spec": {"nodes": ["b"]}});
         let expected = "\
-NAMESPACE   NAME   NODES   PORTS   VERSION
-prod        b      b       -       4
+NAMESPACE   NAME   NODES   PORTS   REVOKED   VERSION
+prod        b      b       -       -         4
+prod        c      b       -       revoked   4
 ";
-        assert_eq!(table(Kind::Workload, &[workload], true), expected);
+        let revoked = BTreeSet::from([("prod".to_owned(), "c".to_owned()), ("default".to_owned(), "b".to_owned())]);
+        assert_eq!(table(Kind::Workload, &[workload("b"), workload("c")], true, &revoked), expected);
 
         let service = json!({"metadata": {"name": "echo", "namespace": "default", "resourceVersion": 5},
             "spec": {"ports": [{"port": 9000, "name": "http", "protocol": "tcp"}, {"port": 53, "protocol": "udp"}], "workloads": ["b", "prod/c"]}});
@@ -148,7 +177,7 @@ prod        b      b       -       4
 NAME   PORTS                 WORKLOADS   VERSION
 echo   9000 (http), 53/udp   b, prod/c   5
 ";
-        assert_eq!(table(Kind::Service, &[service], false), expected);
+        assert_eq!(table(Kind::Service, &[service], false, &none()), expected);
 
         let policy = json!({"metadata": {"name": "p", "namespace": "default", "resourceVersion": 6},
             "spec": {"action": "deny", "to": {"service": "echo"}, "from": [{"node": "a"}, {"workload": "a"}], "dryRun": true}});
@@ -156,7 +185,7 @@ echo   9000 (http), 53/udp   b, prod/c   5
 NAME   ACTION   FROM                   TO     PORTS   DRY RUN   VERSION
 p      deny     node a or workload a   echo   all     yes       6
 ";
-        assert_eq!(table(Kind::Policy, &[policy], false), expected);
+        assert_eq!(table(Kind::Policy, &[policy], false, &none()), expected);
     }
 
     #[test]
@@ -164,7 +193,7 @@ p      deny     node a or workload a   echo   all     yes       6
         for kind in Kind::ALL {
             let nonsense =
                 [json!(null), json!([1]), json!({"metadata": 7, "spec": {"ports": {"x": 1}, "from": [3], "to": []}})];
-            assert_eq!(table(kind, &nonsense, true).lines().count(), 4);
+            assert_eq!(table(kind, &nonsense, true, &none()).lines().count(), 4);
         }
     }
 }

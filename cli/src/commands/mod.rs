@@ -16,8 +16,9 @@ mod secret;
 mod status;
 mod version;
 mod watch;
+mod workload;
 
-use crate::args::{AuditCommand, Command, NodeCommand, OperatorCommand, Topic, WorkloadCommand};
+use crate::args::{AuditCommand, Command, NodeCommand, OperatorCommand, RevocationCommand, Topic, WorkloadCommand};
 use crate::client::Client;
 use crate::client::settings::ConnectionArgs;
 use crate::error::CliError;
@@ -58,13 +59,20 @@ pub(crate) async fn run(mut context: Context<'_>, command: Command) -> Result<()
             NodeCommand::Revoke { name, reason } => revoke::node(context, &name, reason.reason).await,
         },
         Command::Workload { command } => match command {
-            WorkloadCommand::Revoke { name, reason, namespace } => {
-                revoke::workload(context, name.namespace_or(&namespace.namespace), &name.name, reason.reason).await
+            WorkloadCommand::List { namespace, all_namespaces } => {
+                workload::list(context, (!all_namespaces).then_some(namespace.namespace.as_str())).await
             }
-            WorkloadCommand::Restore { name, reason, namespace } => {
-                revoke::restore(context, name.namespace_or(&namespace.namespace), &name.name, &reason.reason).await
+            WorkloadCommand::Show { name, namespace } => {
+                workload::show(context, name.namespace_or(&namespace.namespace), &name.name).await
+            }
+            WorkloadCommand::Revoke { subject, key, reason, namespace } => {
+                revoke::workload(context, subject, &namespace.namespace, key, reason.reason).await
+            }
+            WorkloadCommand::Restore { subject, reason, namespace } => {
+                revoke::restore(context, subject, &namespace.namespace, &reason.reason).await
             }
         },
+        Command::Revocation { command: RevocationCommand::List } => revoke::list(context).await,
         Command::Check => check::run(context).await,
         Command::Status => status::run(context).await,
         Command::Audit { command: AuditCommand::List { from, last } } => audit::list(context, from, last).await,

@@ -27,6 +27,7 @@ fn table(nodes: &[NodeStatus]) -> String {
         "NAME",
         "STATE",
         "LEASE LEFT",
+        "LIFE LEFT",
         "HEARTBEAT",
         "FIREWALL",
         "PROXY",
@@ -41,6 +42,7 @@ fn table(nodes: &[NodeStatus]) -> String {
             node.name.clone(),
             state(node),
             if node.lease_left_ms == 0 { String::new() } else { milliseconds(node.lease_left_ms) },
+            node.age_left_ms.map_or(String::new(), milliseconds),
             node.heartbeat_age_ms.map_or(String::new(), |age| format!("{} ago", milliseconds(age))),
             if active && node.firewall_applied { "applied".into() } else { String::new() },
             if active && node.proxy_ready { "ready".into() } else { String::new() },
@@ -54,6 +56,9 @@ fn table(nodes: &[NodeStatus]) -> String {
 
 /// The state, and why where there is a reason.
 pub(super) fn state(node: &NodeStatus) -> String {
+    if node.cordoned {
+        return format!("{} (cordoned)", node.state);
+    }
     if node.reason.is_empty() { node.state.clone() } else { format!("{} ({})", node.state, node.reason) }
 }
 
@@ -86,6 +91,7 @@ fn description(node: &Node, style: Style) -> String {
         ("addresses", status.addresses.join(", ")),
         ("last heartbeat", status.heartbeat_age_ms.map_or("never".into(), |age| format!("{} ago", milliseconds(age)))),
         ("lease left", milliseconds(status.lease_left_ms)),
+        ("life left", status.age_left_ms.map_or("no end".into(), milliseconds)),
         ("firewall applied", yes(status.firewall_applied)),
         ("firewall repairs", status.firewall_repairs.to_string()),
         ("proxy ready", yes(status.proxy_ready)),
@@ -159,6 +165,8 @@ pub(super) mod tests {
             state: "active".into(),
             reason: String::new(),
             addresses: vec!["10.88.0.11".into(), "fd88::11".into()],
+            age_left_ms: Some(90_000_000),
+            cordoned: false,
             heartbeat_age_ms: Some(210),
             lease_left_ms: 2790,
             config_version: 17,
@@ -177,14 +185,15 @@ pub(super) mod tests {
         let lost = NodeStatus {
             state: "lost".into(),
             reason: "the lease ran out".into(),
+            age_left_ms: None,
             lease_left_ms: 0,
             heartbeat_age_ms: Some(95_000),
             ..healthy("b")
         };
         let expected = "\
-NAME   STATE                      LEASE LEFT   HEARTBEAT      FIREWALL   PROXY   FLOWS   WORKLOADS   ADDRESSES
-a      active                     2.8 s        0.2 s ago      applied    ready   12      1           10.88.0.11, fd88::11
-b      lost (the lease ran out)   -            1 m 35 s ago   -          -       -       -           10.88.0.11, fd88::11
+NAME   STATE                      LEASE LEFT   LIFE LEFT   HEARTBEAT      FIREWALL   PROXY   FLOWS   WORKLOADS   ADDRESSES
+a      active                     2.8 s        1 d 1 h     0.2 s ago      applied    ready   12      1           10.88.0.11, fd88::11
+b      lost (the lease ran out)   -            -           1 m 35 s ago   -          -       -       -           10.88.0.11, fd88::11
 ";
         assert_eq!(table(&[healthy("a"), lost]), expected);
     }

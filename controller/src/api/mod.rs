@@ -8,6 +8,7 @@ mod openapi;
 mod operators;
 mod problem;
 mod resources;
+mod revocations;
 mod status;
 mod watch;
 
@@ -30,6 +31,7 @@ use tower::ServiceExt as _;
 use crate::attest::limit::FailureLimit;
 use crate::ca::Authority;
 use crate::lease::registry::Registry;
+use crate::lifetime::Lifetimes;
 use crate::listen::{Connection, shutting_down};
 use crate::state::State;
 use problem::ApiError;
@@ -63,6 +65,8 @@ pub struct Context {
     pub authority: Arc<Authority>,
     /// The nodes.
     pub registry: Arc<Registry>,
+    /// How long they live.
+    pub lifetimes: Arc<Lifetimes>,
     /// Requests with bad credentials.
     pub failures: Arc<FailureLimit>,
     /// Becomes true when the controller ends.
@@ -80,7 +84,9 @@ pub fn router(context: Context) -> Router {
         .route(path::EXPLAIN_FLOW, post(explain::explain_flow))
         .route(path::NODE_TOKEN, post(nodes::token))
         .route(path::NODE_REVOKE, post(nodes::revoke))
-        .route(path::WORKLOAD_REVOKE, post(nodes::revoke_workload).delete(nodes::restore_workload))
+        .route(path::WORKLOAD_REVOKE, post(revocations::revoke_workload).delete(revocations::restore_workload))
+        .route(path::REVOCATIONS, get(revocations::list).post(revocations::revoke).delete(revocations::lift))
+        .route(path::WORKLOAD_STATUS, get(revocations::workloads))
         .route(path::NODE_STATUS, get(nodes::status))
         .route(path::STATUS, get(status::status))
         .route(path::AUDIT, get(status::audit))

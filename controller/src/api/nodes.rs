@@ -1,4 +1,4 @@
-//! Nodes: tokens, revocation, status.
+//! Nodes: tokens, revocation, status. (Revocations of workloads are in `revocations`.)
 
 use std::time::Duration;
 
@@ -7,28 +7,21 @@ use axum::extract::{Path, State};
 use opencluster_api::rest::{
     NodeStatus, NodeStatusList, Problem, RevokeRequest, RevokeResult, TokenRequest, TokenResult,
 };
-use opencluster_identity::SpiffeId;
 use opencluster_policy::lease::PeerState;
-use opencluster_policy::resource::{Key, Kind, Resource};
-use serde::Deserialize;
-use utoipa::IntoParams;
+use opencluster_policy::resource::Resource;
 
 use super::Context;
 use super::auth::{Allowed, Changes, Reads};
-use super::extract::{JsonBody, Parameters};
+use super::extract::JsonBody;
 use super::problem::ApiError;
+use super::revocations::{acknowledged, reason};
 use crate::lease::{clocks, describe};
 use crate::state::record::{EnrolmentRecord, Standing};
-use crate::state::revocation::Revoked;
 use crate::state::{StateError, node_key, timestamp_of};
 use crate::store::Table;
 
-/// How long a revocation's answer waits for the nodes to have applied it.
-const ACKNOWLEDGEMENTS: Duration = Duration::from_secs(2);
-
 const DEFAULT_TOKEN_TTL: u64 = 900;
 const MAX_TOKEN_TTL: u64 = 86_400;
-const MAX_REASON: usize = 1024;
 
 /// Makes a one-time enrolment token for a node.
 #[utoipa::path(
@@ -65,13 +58,6 @@ pub(super) fn ttl(asked: Option<u64>, default: u64, most: u64) -> Result<Duratio
     }
 }
 
-fn reason(text: String) -> Result<String, ApiError> {
-    if text.trim().is_empty() || text.len() > MAX_REASON {
-        return Err(ApiError::invalid("reason", format!("say why, in at most {MAX_REASON} bytes")));
-    }
-    Ok(text)
-}
-
 /// Takes a node out for good: its identities are refused everywhere. It comes back only by a new enrolment.
 #[utoipa::path(
     post, path = "/v1/nodes/{name}/revoke", tag = "nodes", params(("name" = String, Path)), request_body = RevokeRequest,
@@ -106,92 +92,6 @@ pub(super) async fn revoke(
     Ok(Json(acknowledged(&context, revoked).await))
 }
 
-/// Refuses a workload's identity everywhere, whatever its key, until it is restored.
-#[utoipa::path(
-    post, path = "/v1/workloads/{namespace}/{name}/revoke", tag = "nodes",
-    params(("namespace" = String, Path), ("name" = String, Path)), request_body = RevokeRequest,
-    responses(
-        (status = 200, body = RevokeResult),
-        (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem),
-    )
-)]
-pub(super) async fn revoke_workload(
-    Allowed { caller, .. }: Allowed<Changes>,
-    State(context): State<Context>,
-    Path((namespace, name)): Path<(String, String)>,
-    JsonBody(request): JsonBody<RevokeRequest>,
-) -> Result<Json<RevokeResult>, ApiError> {
-    let reason = reason(request.reason)?;
-    let id = workload_id(&context, &namespace, &name)?;
-    tracing::warn!(event = "workload.revoked", %id, reason, "an operator revoked a workload's identity");
-    let revoked = context.state.run(move |state| state.revoke_identity(&caller.name, &id, &reason)).await?;
-    Ok(Json(acknowledged(&context, revoked).await))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RestoreParameters {
-    /// Why, for the audit trail.
-    reason: String,
-}
-
-/// Lifts the revocation of a workload's identity.
-#[utoipa::path(
-    delete, path = "/v1/workloads/{namespace}/{name}/revoke", tag = "nodes",
-    params(RestoreParameters, ("namespace" = String, Path), ("name" = String, Path)),
-    responses(
-        (status = 200, body = RevokeResult),
-        (status = 401, body = Problem), (status = 403, body = Problem),
-        (status = 404, body = Problem, description = "it is not revoked"), (status = 422, body = Problem),
-    )
-)]
-pub(super) async fn restore_workload(
-    Allowed { caller, .. }: Allowed<Changes>,
-    State(context): State<Context>,
-    Path((namespace, name)): Path<(String, String)>,
-    Parameters(parameters): Parameters<RestoreParameters>,
-) -> Result<Json<RevokeResult>, ApiError> {
-    let reason = reason(parameters.reason)?;
-    let id = workload_id(&context, &namespace, &name)?;
-    let subject = id.clone();
-    let restored = context.state.run(move |state| state.restore_identity(&caller.name, &id, &reason)).await?;
-    let restored = restored.ok_or_else(|| ApiError::not_found(format!("{subject} is not revoked")))?;
-    tracing::warn!(event = "workload.restored", id = %subject, "an operator lifted a revocation");
-    Ok(Json(acknowledged(&context, restored).await))
-}
-
-fn workload_id(context: &Context, namespace: &str, name: &str) -> Result<SpiffeId, ApiError> {
-    let key = Key { kind: Kind::Workload, namespace: namespace.to_owned(), name: name.to_owned() };
-    if !context.state.configuration().snapshot.resources.contains_key(&key) {
-        return Err(ApiError::not_found(format!("there is no {}", crate::state::describe(&key))));
-    }
-    SpiffeId::workload(context.state.domain(), namespace, name)
-        .map_err(|error| ApiError::invalid("name", error.to_string()))
-}
-
-/// Waits, but not for long, until every node that may carry traffic has applied this version.
-async fn acknowledged(context: &Context, revoked: Revoked) -> RevokeResult {
-    let mut progress = context.registry.watch_progress();
-    let all = async {
-        while context.registry.applied_revocations().iter().any(|(_, version)| *version < revoked.version) {
-            if progress.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    // Whether all of them did in time is what is looked at next.
-    drop(tokio::time::timeout(ACKNOWLEDGEMENTS, all).await);
-    let (done, pending): (Vec<_>, Vec<_>) =
-        context.registry.applied_revocations().into_iter().partition(|(_, version)| *version >= revoked.version);
-    let names = |nodes: Vec<(String, u64)>| nodes.into_iter().map(|(node, _)| node).collect();
-    RevokeResult {
-        version: revoked.version,
-        identities: revoked.identities,
-        acknowledged: names(done),
-        pending: names(pending),
-    }
-}
-
 /// How every node stands.
 #[utoipa::path(
     get, path = "/v1/node-status", tag = "nodes",
@@ -220,6 +120,8 @@ pub(super) async fn status(
                 state: enrolment.map_or("new", |record| record.standing.name()).to_owned(),
                 reason: enrolment.map(|record| record.reason.clone()).unwrap_or_default(),
                 addresses: node.spec.addresses.iter().map(ToString::to_string).collect(),
+                age_left_ms: None,
+                cordoned: false,
                 heartbeat_age_ms: None,
                 lease_left_ms: 0,
                 config_version: 0,
@@ -239,6 +141,12 @@ pub(super) async fn status(
                     PeerState::Compromised(reason) => ("compromised".into(), describe(&reason)),
                     PeerState::Retired => ("retired".into(), status.reason),
                 };
+                if matches!(status.state.as_str(), "enrolling" | "active")
+                    && let Some(left) = context.lifetimes.left(name, node.spec.max_age, now.boottime)
+                {
+                    status.age_left_ms = Some(u64::try_from(left.time.as_millis()).unwrap_or(u64::MAX));
+                    status.cordoned = left.cordoned;
+                }
                 status.heartbeat_age_ms = peer.heartbeat_age_ms;
                 status.lease_left_ms = peer.lease_left_ms;
                 status.config_version = peer.config_version;

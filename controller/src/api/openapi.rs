@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{explain, nodes, operators, resources, status, watch};
+use super::{explain, nodes, operators, resources, revocations, status, watch};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,7 +16,9 @@ use super::{explain, nodes, operators, resources, status, watch};
         resources::apply, resources::list, resources::get_global, resources::get_namespaced,
         resources::delete_global, resources::delete_namespaced, watch::watch,
         explain::explain_flow,
-        nodes::token, nodes::revoke, nodes::revoke_workload, nodes::restore_workload, nodes::status,
+        nodes::token, nodes::revoke, nodes::status,
+        revocations::list, revocations::revoke, revocations::lift, revocations::workloads,
+        revocations::revoke_workload, revocations::restore_workload,
         status::status, status::audit, status::whoami, status::health,
         operators::create, operators::certify, operators::list, operators::end,
         openapi,

@@ -95,6 +95,8 @@ pub struct Application {
     pub csr_der: Vec<u8>,
     /// Its boot.
     pub boot_id: String,
+    /// Whether that must be another one than that of the node's enrolment before.
+    pub require_new_boot: bool,
 }
 
 /// Why a node was not enrolled.
@@ -196,6 +198,13 @@ impl State {
         writer.require(Table::Tokens, token.clone(), Expect::Revision(revision));
         writer.delete(Table::Tokens, token.clone());
         let before = self.get::<EnrolmentRecord>(Table::Enrolments, node)?.map(|(record, _)| record);
+        // A host that says truly which boot it is in cannot have been wiped since. (One that lies was never promised to be
+        // found out by this: see docs/threat-model.md.)
+        if application.require_new_boot && before.as_ref().is_some_and(|before| before.boot_id == application.boot_id) {
+            return Err(EnrolError::Invalid(
+                "boot_id: this boot of the host was enrolled before: wipe and restart the host, then enrol it".into(),
+            ));
+        }
         let replaced = self.revoke_keys_of(&mut writer, node, "the node enrolled again")?;
         let key = enrolled.issued.spki_sha256.to_string();
         let current = self.revocations();

@@ -13,6 +13,7 @@ use super::{Application, EnrolError};
 use crate::ca::Authority;
 use crate::lease::clocks;
 use crate::lease::registry::Registry;
+use crate::lifetime::Lifetimes;
 use crate::listen::Peer;
 use crate::state::State;
 
@@ -25,6 +26,10 @@ pub struct EnrolmentService {
     pub authority: Arc<Authority>,
     /// The nodes.
     pub registry: Arc<Registry>,
+    /// How long enrolments last.
+    pub lifetimes: Arc<Lifetimes>,
+    /// Whether a host must have been restarted before it enrols again.
+    pub require_new_boot: bool,
     /// The validity of the nodes' certificates.
     pub svid_ttl: Duration,
     /// Failed attempts.
@@ -64,6 +69,7 @@ impl EnrolmentService {
             secret: Zeroizing::new(request.token),
             csr_der: request.csr_der,
             boot_id: request.boot_id,
+            require_new_boot: self.require_new_boot,
         };
         let mut nonce = [0; 16];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| super::RandomError)?;
@@ -73,18 +79,14 @@ impl EnrolmentService {
             .run(move |state| {
                 state.enrol(&service.authority, service.svid_ttl, &application, |enrolled| {
                     let key = enrolled.issued.spki_sha256;
-                    service.registry.enrolled(
-                        &application.node,
-                        &enrolled.id,
-                        key,
-                        &application.boot_id,
-                        nonce,
-                        clocks(),
-                    );
+                    let now = clocks();
+                    service.lifetimes.enrolled(&application.node, now.boottime);
+                    service.registry.enrolled(&application.node, &enrolled.id, key, &application.boot_id, nonce, now);
                 })
             })
             .await?;
         let timing = self.registry.timing();
+        let life = self.lifetimes.policy();
         Ok(EnrolResponse {
             chain_der: enrolled.issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             roots_der: self.authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),
@@ -92,6 +94,8 @@ impl EnrolmentService {
             lease_ms: timing.lease_ms(),
             heartbeat_ms: timing.heartbeat_ms(),
             nonce: nonce.to_vec(),
+            max_age_s: life.max_age.seconds(),
+            drain_s: life.drain.as_secs(),
         })
     }
 }

@@ -250,6 +250,10 @@ impl Session {
             Ok(issued) => issued,
             Err(error) => return Ok(Err(format!("csr_der: {error}"))),
         };
+        let revocations = service.state.revocations();
+        if let Some(found) = revocations.key_revoked(id.as_str(), &issued.spki_sha256.to_string()) {
+            return Ok(Err(format!("this key of {id} is revoked: {}: make a new one", found.reason)));
+        }
         if own && issued.spki_sha256 == self.key {
             return Ok(Err("a rotation needs a new key".into()));
         }

@@ -84,6 +84,9 @@ pub struct RevocationRecord {
     pub key: String,
     /// Why.
     pub reason: String,
+    /// When it was made, Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
     /// When the last certificate for this key has ended, Unix seconds; absent: in force until it is lifted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<i64>,
@@ -92,7 +95,12 @@ pub struct RevocationRecord {
 impl RevocationRecord {
     /// The key of the record in its table.
     pub fn table_key(&self) -> String {
-        format!("{}|{}", self.spiffe_id, self.key)
+        Self::table_key_of(&self.spiffe_id, &self.key)
+    }
+
+    /// The key in its table of the record of an identity and a key; an empty key stands for all.
+    pub fn table_key_of(spiffe_id: &str, key: &str) -> String {
+        format!("{spiffe_id}|{key}")
     }
 }
 

@@ -49,7 +49,16 @@ impl RevocationList {
 
     /// Whether every key of this identity is revoked.
     pub fn identity_revoked(&self, id: &SpiffeId) -> Option<&RevocationRecord> {
-        self.entries.get(&format!("{id}|"))
+        self.find(id.as_str(), "")
+    }
+
+    /// Whether this key (hexadecimal) of an identity is revoked, by itself or with all others.
+    pub fn key_revoked(&self, spiffe_id: &str, key: &str) -> Option<&RevocationRecord> {
+        self.find(spiffe_id, key).or_else(|| self.find(spiffe_id, ""))
+    }
+
+    fn find(&self, spiffe_id: &str, key: &str) -> Option<&RevocationRecord> {
+        self.entries.get(&RevocationRecord::table_key_of(spiffe_id, key))
     }
 
     /// For nodes.
@@ -134,22 +143,51 @@ impl State {
         Ok(Some(Revoked { version, identities }))
     }
 
-    /// Revokes an identity with all its keys, until it is lifted.
-    pub fn revoke_identity(&self, actor: &str, id: &SpiffeId, reason: &str) -> Result<Revoked, StateError> {
+    /// Revokes an identity with all its keys until that is lifted, or one key of it for good. `None`: no certificate of the
+    /// identity for that key is in force.
+    pub fn revoke_identity(
+        &self,
+        actor: &str,
+        id: &SpiffeId,
+        key: Option<Sha256Digest>,
+        reason: &str,
+    ) -> Result<Option<Revoked>, StateError> {
         let mut writer = self.write()?;
         let current = self.revocations();
         let identities = vec![id.to_string()];
-        if current.identity_revoked(id).is_some() {
-            return Ok(Revoked { version: current.version, identities });
+        let key = key.map(|key| key.to_string()).unwrap_or_default();
+        if current.key_revoked(id.as_str(), &key).is_some() {
+            return Ok(Some(Revoked { version: current.version, identities }));
         }
-        let record =
-            RevocationRecord { spiffe_id: id.to_string(), key: String::new(), reason: reason.to_owned(), until: None };
-        writer.audit(actor, "workload.revoke", id.as_str(), None, Some(json!({"reason": reason})));
+        let until = if key.is_empty() { None } else { self.end_of_key(id, &key)? };
+        if until.is_none() && !key.is_empty() {
+            return Ok(None);
+        }
+        let mut after = json!({"reason": reason});
+        if !key.is_empty() {
+            after["key"] = key.clone().into();
+        }
+        let record = RevocationRecord {
+            spiffe_id: id.to_string(),
+            key,
+            reason: reason.to_owned(),
+            since: Some(writer.now().unix_timestamp()),
+            until,
+        };
+        writer.audit(actor, "workload.revoke", id.as_str(), None, Some(after));
         let version = self.commit_revocations(writer, vec![record], &[], || ())?;
-        Ok(Revoked { version, identities })
+        Ok(Some(Revoked { version, identities }))
     }
 
-    /// Lifts what [`State::revoke_identity`] did. `None`: it is not revoked.
+    /// When the last certificate for a key has ended for everybody; `None`: there is none in force.
+    fn end_of_key(&self, id: &SpiffeId, key: &str) -> Result<Option<i64>, StateError> {
+        let issued = self.scan::<IssuedRecord>(Table::Issued, "")?;
+        let ends = issued.into_iter().filter(|(_, issued, _)| issued.spiffe_id == id.as_str() && issued.key == key);
+        Ok(ends.map(|(_, issued, _)| issued.not_after + GRACE_S).max())
+    }
+
+    /// Lifts the revocation of an identity with all its keys. (A single key is never taken back: a new one costs nothing.)
+    /// `None`: it is not revoked.
     pub fn restore_identity(&self, actor: &str, id: &SpiffeId, reason: &str) -> Result<Option<Revoked>, StateError> {
         let mut writer = self.write()?;
         let current = self.revocations();
@@ -212,6 +250,7 @@ impl State {
                     spiffe_id: issued.spiffe_id,
                     key: issued.key,
                     reason: reason.to_owned(),
+                    since: Some(now),
                     until: Some(issued.not_after + GRACE_S),
                 });
             }

@@ -266,6 +266,8 @@ async fn r36_the_api_describes_every_path_with_schemas_and_security() {
         path::OPERATORS,
         path::OPERATOR,
         path::OPERATOR_CERTIFICATE,
+        path::REVOCATIONS,
+        path::WORKLOAD_STATUS,
         path::WHOAMI,
         path::OPENAPI,
         path::HEALTH,

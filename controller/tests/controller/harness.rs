@@ -227,12 +227,22 @@ impl Cluster {
         token: &str,
         csr_der: Vec<u8>,
     ) -> Result<EnrolResponse, Status> {
+        self.try_enrol_in_boot(node, token, csr_der, "b0071d").await
+    }
+
+    pub(crate) async fn try_enrol_in_boot(
+        &self,
+        node: &str,
+        token: &str,
+        csr_der: Vec<u8>,
+        boot_id: &str,
+    ) -> Result<EnrolResponse, Status> {
         let parts: Vec<&str> = token.split('.').collect();
         let [_, _, secret, fingerprint] = parts[..] else { panic!("{token}") };
         let root = Sha256Digest::from_hex(fingerprint).expect("fingerprint");
         let config = tls::enrolment_client_config(root, &[b"h2"]).expect("client configuration");
         let channel = channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let request = EnrolRequest { node: node.into(), token: secret.into(), csr_der, boot_id: "b0071d".into() };
+        let request = EnrolRequest { node: node.into(), token: secret.into(), csr_der, boot_id: boot_id.into() };
         EnrolmentClient::new(channel).enrol(request).await.map(tonic::Response::into_inner)
     }
 
@@ -248,9 +258,11 @@ fn configuration(directory: &tempfile::TempDir, lines: &str) -> Config {
     let key = directory.path().join("store.key");
     std::fs::write(&key, "5a".repeat(32)).expect("write");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    // All nodes of a test run in one boot of one machine.
+    let boots = if lines.contains("require_new_boot") { "" } else { "require_new_boot: false\n" };
     let text = format!(
         "trust_domain: rig.test\nname: ctl\nstate: store.redb\nstore_key: {{file: {}}}\n\
-         node_listen: [\"127.0.0.1:0\"]\napi_listen: [\"127.0.0.1:0\"]\n{lines}",
+         node_listen: [\"127.0.0.1:0\"]\napi_listen: [\"127.0.0.1:0\"]\n{boots}{lines}",
         key.display()
     );
     Config::parse(&text, &directory.path().join("controller.yaml")).expect("configuration")

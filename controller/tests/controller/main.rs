@@ -5,6 +5,7 @@ mod enrolment;
 mod harness;
 mod limits;
 mod program;
+mod revocation;
 mod session;
 mod store;
 mod watch;

@@ -11,6 +11,7 @@ mod identity;
 mod pulse;
 mod raw;
 mod rogue;
+mod scan;
 mod socket;
 mod transfer;
 mod tunnel;
@@ -54,6 +55,8 @@ enum Command {
     Tunnel(tunnel::Options),
     /// Take tunnels from proxies as somebody else
     Impostor(tunnel::ImpostorOptions),
+    /// Search the memory of processes for private keys and the schedules of AES keys
+    Scan(scan::Options),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Rogue(options) => runtime.block_on(rogue::node(&options)),
         Command::Tunnel(options) => runtime.block_on(tunnel::make(&options)),
         Command::Impostor(options) => runtime.block_on(tunnel::impostor(&options)),
+        Command::Scan(options) => scan::search(&options),
     };
     // Without waiting for a thread that still reads standard input.
     runtime.shutdown_background();

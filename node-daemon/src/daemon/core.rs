@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::captures::Captures;
+use super::life::Life;
 use super::requests::{Origin, Requests};
 use super::resources::{Resources, Workload};
 use crate::clock;
@@ -63,6 +64,7 @@ pub(super) struct Core {
     pub(super) unsent: std::collections::VecDeque<control::NodeEvent>,
     pub(super) rotate_at: Instant,
     pub(super) kill_proxy_at: Option<Instant>,
+    pub(super) life: Life,
     pub(super) severed: Option<Reason>,
 }
 
@@ -74,7 +76,7 @@ impl Core {
             return self.kill_proxy_at.unwrap_or(now + Duration::from_hours(1));
         }
         let lease = now + Duration::from_nanos(self.lease.next_tick().saturating_sub(clock::boottime()));
-        [self.supervisor.restart_at(), self.firewall_retry, Some(self.rotate_at)]
+        [self.supervisor.restart_at(), self.firewall_retry, Some(self.rotate_at), self.life_due()]
             .into_iter()
             .flatten()
             .fold(lease, Ord::min)
@@ -91,6 +93,10 @@ impl Core {
             return;
         }
         self.step(NodeEvent::Tick(clock::now())).await;
+        if self.severed.is_some() {
+            return;
+        }
+        self.live().await;
         if self.severed.is_some() {
             return;
         }
@@ -173,6 +179,10 @@ impl Core {
         match flows::reset_all() {
             Ok(count) => tracing::info!(count, "connections were reset"),
             Err(error) => tracing::error!(%error, "connections could not be reset: they see nothing but silence"),
+        }
+        if let Err(error) = flows::forget_tracked() {
+            // They lead nowhere: the rules that would ask for them are gone.
+            tracing::warn!(%error, "tracked connections could not be forgotten");
         }
         self.svids.clear();
         self.requests.clear();

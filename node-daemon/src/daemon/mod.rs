@@ -2,6 +2,7 @@
 
 mod captures;
 mod core;
+mod life;
 mod proxy;
 mod queries;
 mod requests;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::captures::Captures;
 use self::core::Core;
+use self::life::Life;
 use self::queries::answer_before_enrolment;
 use self::requests::Requests;
 use self::resources::Resources;
@@ -174,7 +176,7 @@ fn assemble(
     supervisor: Supervisor,
     session_events: mpsc::Sender<SessionEvent>,
 ) -> Result<Core, DaemonError> {
-    let Enrolled { id, svid, bundle, timing, nonce, boot_id } = enrolled;
+    let Enrolled { id, svid, bundle, timing, nonce, boot_id, max_age, drain } = enrolled;
     let roots_der = bundle.roots().iter().map(|root| root.to_vec()).collect();
     let trust = Trust::with_bundle(bundle);
     let svids = SvidStore::new();
@@ -200,6 +202,7 @@ fn assemble(
         firewall_repairs: 0,
         unsent: std::collections::VecDeque::new(),
         kill_proxy_at: None,
+        life: Life::begin(max_age, drain),
         severed: None,
         config,
         boot_id,

@@ -26,6 +26,10 @@ impl Core {
                     self.supervisor.retire();
                     return;
                 }
+                if self.life.cordoned && generation == self.supervisor.generation() {
+                    self.drained();
+                    return;
+                }
                 if !self.supervisor.exited(generation) {
                     return;
                 }
@@ -62,6 +66,9 @@ impl Core {
 
     /// Starts a proxy and brings it to the current state. Without the node's own resource there is nothing to start.
     pub(super) fn start_proxy(&mut self) {
+        if self.life.cordoned {
+            return;
+        }
         let Some((addresses, tunnel_port)) = self.resources.endpoint() else { return };
         let addresses = addresses.to_vec();
         self.captures.proxy_replaced();

@@ -46,6 +46,9 @@ impl Core {
         if let Some(reason) = &self.severed {
             return Admission::Refused(format!("this node is severed: {}", describe(reason)));
         }
+        if self.life.cordoned {
+            return Admission::Refused("this node's life is nearly over: it takes nothing new".to_owned());
+        }
         let names = self.names();
         match names.get(workload) {
             None if self.resources.version().is_none() => {
@@ -81,6 +84,9 @@ impl Core {
         let (state, reason) = match (&self.severed, self.lease.state()) {
             (Some(reason), _) | (None, NodeState::Severed(reason)) => ("severed", Some(describe(reason))),
             (None, NodeState::Enrolling) => ("enrolling", Some("waiting for the first lease".to_owned())),
+            (None, NodeState::Active { .. }) if self.life.cordoned => {
+                ("active", Some("its life is nearly over: it takes nothing new".to_owned()))
+            }
             (None, NodeState::Active { .. }) => ("active", None),
         };
         let deadline = match self.lease.state() {

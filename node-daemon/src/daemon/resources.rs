@@ -7,6 +7,7 @@ use std::sync::Arc;
 use opencluster_api::control::{ConfigUpdate, Document, DocumentKey};
 use opencluster_identity::{SpiffeId, Subject, TrustDomain};
 use opencluster_policy::index::Index;
+use opencluster_policy::lifetime::Age;
 use opencluster_policy::resource::{Key, Kind, Resource};
 use opencluster_policy::snapshot::Snapshot;
 
@@ -46,6 +47,7 @@ pub(crate) struct Resources {
     index: Option<Index>,
     addresses: Vec<IpAddr>,
     tunnel_port: Option<u16>,
+    max_age: Option<Age>,
 }
 
 impl Resources {
@@ -59,6 +61,7 @@ impl Resources {
             index: None,
             addresses: Vec::new(),
             tunnel_port: None,
+            max_age: None,
         }
     }
 
@@ -92,9 +95,9 @@ impl Resources {
         }
         let snapshot = Snapshot { version: update.version, resources: Arc::new(resources) };
         let own = Key { kind: Kind::Node, namespace: String::new(), name: self.node.clone() };
-        (self.addresses, self.tunnel_port) = match snapshot.resources.get(&own).map(AsRef::as_ref) {
-            Some(Resource::Node(node)) => (node.spec.addresses.clone(), Some(node.spec.tunnel_port)),
-            _ => (Vec::new(), None),
+        (self.addresses, self.tunnel_port, self.max_age) = match snapshot.resources.get(&own).map(AsRef::as_ref) {
+            Some(Resource::Node(node)) => (node.spec.addresses.clone(), Some(node.spec.tunnel_port), node.spec.max_age),
+            _ => (Vec::new(), None, None),
         };
         self.index = Some(Index::compile(&self.domain, &snapshot));
         self.documents = documents;
@@ -119,6 +122,11 @@ impl Resources {
     /// The node's own addresses and tunnel port, if its resource is known.
     pub(crate) fn endpoint(&self) -> Option<(&[IpAddr], u16)> {
         Some((&self.addresses, self.tunnel_port?))
+    }
+
+    /// How old this node's enrolment may get, if its resource says so.
+    pub(crate) fn max_age(&self) -> Option<Age> {
+        self.max_age
     }
 
     /// The identities that belong here.

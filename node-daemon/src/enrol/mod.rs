@@ -17,6 +17,7 @@ use opencluster_identity::svid::Svid;
 use opencluster_identity::tls;
 use opencluster_identity::{CertificateDer, SpiffeId, TrustDomain, UnixTime};
 use opencluster_policy::lease::{Nonce, Timing};
+use opencluster_policy::lifetime::Age;
 use rand::Rng;
 use zeroize::Zeroizing;
 
@@ -73,6 +74,10 @@ pub(crate) struct Enrolled {
     /// For the first heartbeat.
     pub(crate) nonce: Nonce,
     pub(crate) boot_id: String,
+    /// How old the enrolment may get, where the controller says so.
+    pub(crate) max_age: Option<Age>,
+    /// How long before its end the node takes no new flows.
+    pub(crate) drain: Duration,
 }
 
 /// Reads the token and deletes it: it counts once, and who reads the disk later shall not find it.
@@ -210,5 +215,10 @@ fn accept(
     if timing.heartbeat == 0 || timing.lease <= timing.heartbeat {
         return Err(format!("a lease of {} ms with a heartbeat of {} ms", answer.lease_ms, answer.heartbeat_ms));
     }
-    Ok(Enrolled { id, svid, bundle, timing, nonce, boot_id: boot_id.to_owned() })
+    let max_age = match answer.max_age_s {
+        0 => None,
+        seconds => Some(Age::from_seconds(seconds).map_err(|error| format!("a life of {seconds} s: {error}"))?),
+    };
+    let drain = Duration::from_secs(answer.drain_s);
+    Ok(Enrolled { id, svid, bundle, timing, nonce, boot_id: boot_id.to_owned(), max_age, drain })
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::lifetime::Age;
 pub use fault::{Fault, Faults};
 pub use reference::{Reference, is_reference};
 
@@ -74,6 +75,9 @@ pub struct NodeSpec {
     /// Where its proxy takes tunnels.
     #[serde(default = "default_tunnel_port")]
     pub tunnel_port: u16,
+    /// How old an enrolment may get; what the controller's configuration says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Age>,
 }
 
 fn default_tunnel_port() -> u16 {

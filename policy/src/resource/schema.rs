@@ -129,12 +129,15 @@ fn labels(node: &Node, path: &Path<'_>, sink: &mut Sink) -> Option<BTreeMap<Stri
 }
 
 fn node_spec(node: &Node, path: &Path<'_>, sink: &mut Sink) -> Option<NodeSpec> {
-    let fields = Fields::open(node, path, &["addresses", "tunnelPort"], sink)?;
+    let fields = Fields::open(node, path, &["addresses", "tunnelPort", "maxAge"], sink)?;
     let addresses = fields.required("addresses", sink, |node, path, sink| {
         decode::list(node, path, sink, MAX_ADDRESSES, |address| *address, host_address)
     });
     let tunnel_port = fields.optional("tunnelPort", default_tunnel_port(), sink, port);
-    Some(NodeSpec { addresses: addresses?, tunnel_port: tunnel_port? })
+    let max_age = fields.optional("maxAge", None, sink, |node, path, sink| {
+        decode::parsed(node, path, sink, "an age such as `12h`: a number and s, m, h or d, from 10s to 366d").map(Some)
+    });
+    Some(NodeSpec { addresses: addresses?, tunnel_port: tunnel_port?, max_age: max_age? })
 }
 
 fn service_spec(node: &Node, path: &Path<'_>, sink: &mut Sink) -> Option<ServiceSpec> {

@@ -1,5 +1,5 @@
 //! What arrives from the controller, turned into what is enforced. All or nothing: a message that cannot be understood
-//! changes nothing, and what was in force stays in force.
+//! changes nothing, and what was in force stays in force; but for revocations, where what was in force would allow too much.
 
 use std::sync::Arc;
 
@@ -114,12 +114,36 @@ fn wire_key(version: u64, key: &DocumentKey) -> Result<Key, ApplyError> {
     Ok(Key { kind, namespace: key.namespace.clone(), name: key.name.clone() })
 }
 
-/// Applies a revocation set. An entry that cannot be understood might be the one that matters: the set is refused.
-pub(super) fn revocations(shared: &Shared, wire: WireRevocations) -> Result<(), ApplyError> {
-    let version = wire.version;
-    if let Some(ours) = shared.trust.revocations().version().filter(|ours| version < *ours) {
-        return Err(ApplyError::Older { version, ours });
+/// Applies a revocation set. An entry that cannot be understood might be the one that matters: with such a set this node
+/// does not know any more whom to refuse, so it refuses everybody until it gets one that it understands.
+pub(crate) fn revocations(shared: &Shared, wire: WireRevocations) -> Result<(), ApplyError> {
+    if let Some(ours) = shared.trust.revocations().version().filter(|ours| wire.version < *ours) {
+        return Err(ApplyError::Older { version: wire.version, ours });
     }
+    let read = read_revocations(wire);
+    match &read {
+        Ok(set) => {
+            shared.trust.replace_revocations(set.clone());
+            drop_revoked_identities(shared, set);
+        }
+        Err(_) => shared.trust.forget_revocations(),
+    }
+    shared.notify_workers();
+    read.map(drop)
+}
+
+/// Our own identities are no exception: a key that nobody accepts any more is no use, and one key less to steal.
+fn drop_revoked_identities(shared: &Shared, set: &RevocationSet) {
+    for svid in shared.svids.all() {
+        if let Err(revoked) = set.check(svid.id(), svid.spki_sha256()) {
+            tracing::warn!(identity = %svid.id(), reason = %revoked, "an identity of this node was revoked: its key is dropped");
+            shared.svids.remove(svid.id());
+        }
+    }
+}
+
+fn read_revocations(wire: WireRevocations) -> Result<RevocationSet, ApplyError> {
+    let version = wire.version;
     let mut set = RevocationSet::new(version);
     for entry in wire.entries {
         let fault = |source| ApplyError::Revocation { version, source };
@@ -130,9 +154,7 @@ pub(super) fn revocations(shared: &Shared, wire: WireRevocations) -> Result<(), 
         };
         set.revoke(id, key);
     }
-    shared.trust.replace_revocations(set);
-    shared.notify_workers();
-    Ok(())
+    Ok(set)
 }
 
 /// Applies a trust bundle.

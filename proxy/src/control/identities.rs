@@ -88,7 +88,12 @@ impl Identities {
         let wall = wall_clock();
         self.pending.retain(|_, pending| now.duration_since(pending.since) < PATIENCE);
         let (mut requests, mut errors) = (Vec::new(), Vec::new());
+        let revocations = shared.trust.revocations().current();
         for id in &self.wanted {
+            // No certificate would come; when the revocation is lifted, a new set says so, and this is asked again.
+            if revocations.as_ref().is_some_and(|set| set.revokes_every_key_of(id)) {
+                continue;
+            }
             let due = shared.svids.get(id).is_none_or(|svid| svid.rotate_at() <= wall);
             let asked = self.pending.values().any(|pending| pending.id == *id);
             let held_back = self.not_before.get(id).is_some_and(|at| now < *at);

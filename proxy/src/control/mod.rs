@@ -25,12 +25,19 @@ use crate::admin;
 use crate::capture::Destination;
 use crate::limits::Limits;
 use crate::sandbox::{self, Applied, SandboxError};
-use crate::shared::{Node, Shared};
+use crate::shared::{Node, NotReady, Shared};
 use crate::worker::listen::Purpose;
 use crate::worker::{self, Command, Handle, WorkerError};
 
 /// Workers at most: more than any machine has use for.
 const MAX_WORKERS: u32 = 256;
+
+/// The proxy takes the lease for over so much before the kernel does: its resets, to applications and to other proxies, are
+/// packets like others, and would not pass any more.
+const HEAD_START_NS: u64 = 50_000_000;
+
+/// What a severed proxy gets to say that it is, and to reset its flows.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long draining may take when SIGTERM gives no deadline.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -122,8 +129,12 @@ pub async fn run(channel: Channel, log: AccessLog, process: Option<Applied>) -> 
     control.shared.sever();
     let Control { workers, outgoing, .. } = control;
     drop(outgoing);
-    sender.await.map_err(std::io::Error::other)??;
     finish(workers).await;
+    if let Ok(sent) = tokio::time::timeout(LAST_WORDS, sender).await {
+        sent.map_err(std::io::Error::other)??;
+    } else {
+        tracing::warn!("the node daemon did not take the last messages");
+    }
     result
 }
 
@@ -203,8 +214,13 @@ impl Control {
                 }
                 _ = terminate.recv() => self.drain(DRAIN).await,
             }
+            // The workers see the end of the lease as well; this does not depend on any of them.
+            if shared.alive() == Err(NotReady::LeaseExpired) {
+                tracing::error!("the controller's lease has run out");
+                shared.sever();
+            }
             if shared.is_severed() {
-                self.identities.clear();
+                return self.last_words().await;
             }
             if self.draining.is_some() && self.workers.iter().all(|worker| worker.thread.is_finished()) {
                 tracing::info!("drained");
@@ -212,6 +228,18 @@ impl Control {
                 return Ok(());
             }
         }
+    }
+
+    /// Severed is for good, so this process ends, and with it everything that was ever in its memory: keys, traffic
+    /// secrets, data. The workers get the time to reset their flows. Nothing here waits for a daemon that hangs.
+    async fn last_words(&mut self) -> Result<(), ControlError> {
+        self.identities.clear();
+        if tokio::time::timeout(LAST_WORDS, self.report()).await.is_err() {
+            tracing::warn!("the node daemon does not listen");
+        }
+        tokio::time::sleep(LAST_WORDS).await;
+        tracing::error!("severed: this process ends, and its memory with it");
+        Ok(())
     }
 
     async fn obey(&mut self, message: ToProxy, descriptors: Vec<std::os::fd::OwnedFd>) -> Result<(), ControlError> {
@@ -230,7 +258,7 @@ impl Control {
                 Ok(())
             }
             Some(Message::Lease(lease)) => {
-                self.shared.set_lease(lease.deadline_boottime_ns);
+                self.shared.set_lease(lease.deadline_boottime_ns.saturating_sub(HEAD_START_NS));
                 Ok(())
             }
             Some(Message::Identities(wanted)) => return self.want(&wanted).await,
@@ -376,7 +404,7 @@ impl Control {
         Status {
             ready,
             config_version: shared.index().as_ref().map_or(0, |index| index.version()),
-            revocation_version: shared.trust.revocations().version().unwrap_or(0),
+            revocation_version: shared.enforced_revocations(),
             flows: shared.metrics.flow_total(shared.workers()),
             identities_ready: shared.identities(),
             sandbox: self.applied.names(),

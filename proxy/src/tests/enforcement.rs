@@ -3,9 +3,11 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+use opencluster_api::control;
 use opencluster_identity::revocation::RevocationSet;
 
 use super::{ALLOW, HOUR, NO_POLICY, World, echo, eventually, is_cut};
+use crate::control::apply;
 use crate::shared::boottime;
 
 const DENY: &str = "
@@ -116,6 +118,64 @@ fn revoking_one_key_leaves_its_successor_alone() {
     world.a.shared.trust.replace_revocations(set);
     world.a.shared.notify_workers();
     eventually("flows with the new key pass", || !is_refused(&world));
+}
+
+#[test]
+fn r31_a_revocation_set_that_cannot_be_read_refuses_everybody() {
+    let world = World::new(echo);
+    let mut stream = world.connect();
+    World::echo(&mut stream);
+    let set = |version, spiffe_id: &str, key: &[u8]| {
+        let entry =
+            control::Revocation { spiffe_id: spiffe_id.into(), spki_sha256: key.to_vec(), reason: "a test".into() };
+        control::RevocationSet { version, entries: vec![entry] }
+    };
+    let stranger = "spiffe://test.example/ns/default/sa/stranger";
+    apply::revocations(&world.b.shared, set(2, stranger, &[])).expect("a set");
+    World::echo(&mut stream);
+    assert!(apply::revocations(&world.b.shared, set(3, stranger, &[1, 2, 3])).is_err());
+    assert!(is_cut(&mut stream), "nobody knows whom the new set names");
+    assert!(is_refused(&world));
+    assert!(apply::revocations(&world.b.shared, set(4, "not an ID", &[])).is_err());
+    assert!(is_refused(&world));
+    apply::revocations(&world.b.shared, set(5, stranger, &[])).expect("a set");
+    World::echo(&mut world.connect());
+    // An older one is refused, and changes nothing.
+    assert!(apply::revocations(&world.b.shared, set(4, world.a.workload.as_str(), &[])).is_err());
+    World::echo(&mut world.connect());
+}
+
+#[test]
+fn r31_a_revocation_counts_as_enforced_when_every_worker_has_cut_what_it_forbids() {
+    let world = World::with(echo, &crate::limits::Limits::default(), 2);
+    let shared = &world.b.shared;
+    eventually("the first set is enforced", || shared.enforced_revocations() == 1);
+    let mut streams: Vec<_> = (0..8).map(|_| world.connect()).collect();
+    streams.iter_mut().for_each(World::echo);
+    let entry = control::Revocation { spiffe_id: world.a.workload.to_string(), ..control::Revocation::default() };
+    apply::revocations(shared, control::RevocationSet { version: 7, entries: vec![entry] }).expect("a set");
+    eventually("enforced", || shared.enforced_revocations() == 7);
+    assert!(super::live_flows(&world.b).is_empty(), "enforced, with flows that go on");
+    assert!(streams.iter_mut().all(is_cut));
+}
+
+#[test]
+fn r31_the_key_of_a_revoked_identity_is_dropped_where_it_lives() {
+    let world = World::new(echo);
+    World::echo(&mut world.connect());
+    let old = *world.a.shared.svids.get(&world.a.workload).expect("SVID").spki_sha256();
+    let entry = control::Revocation {
+        spiffe_id: world.a.workload.to_string(),
+        spki_sha256: old.as_bytes().to_vec(),
+        reason: "a test".into(),
+    };
+    let set = |version| control::RevocationSet { version, entries: vec![entry.clone()] };
+    apply::revocations(&world.a.shared, set(2)).expect("a set");
+    assert!(!world.a.shared.holds(&world.a.workload), "a revoked key is kept");
+    world.install(&world.a, HOUR);
+    apply::revocations(&world.a.shared, set(3)).expect("a set");
+    assert!(world.a.shared.holds(&world.a.workload), "its successor is not revoked");
+    World::echo(&mut world.connect());
 }
 
 #[test]

@@ -164,7 +164,7 @@ spec: {{ports: [{{port: {}}}], workloads: [b]}}
                 labels: std::collections::BTreeMap::new(),
                 resource_version: None,
             };
-            let spec = NodeSpec { addresses: vec![site.address], tunnel_port: site.tunnel.port() };
+            let spec = NodeSpec { addresses: vec![site.address], tunnel_port: site.tunnel.port(), max_age: None };
             resources.push(Resource::Node(Object { metadata, spec }));
         }
         let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;

@@ -297,6 +297,7 @@ impl Worker {
         self.registry.cut_all(&Cut::Draining);
         self.pools.clear(&Cut::Draining);
         tokio::task::yield_now().await;
+        self.shared.note_ended(self.number);
         self.flush_log();
     }
 
@@ -317,6 +318,12 @@ impl Worker {
 
     /// Something changed: policy, revocations, identities, lease. What may not go on ends now.
     fn enforce(&self, listening: &mut Listening) {
+        let revocations = self.shared.trust.revocations().version();
+        self.enforce_all(listening);
+        self.shared.note_enforced(self.number, revocations);
+    }
+
+    fn enforce_all(&self, listening: &mut Listening) {
         if self.shared.alive() == Err(NotReady::LeaseExpired) {
             tracing::error!("the controller's lease has run out: cutting every flow and dropping every key");
             self.registry.cut_all(&Cut::LeaseExpired);

@@ -5,15 +5,18 @@ mod nodes;
 mod policies;
 mod report;
 mod services;
+mod workloads;
 
-use opencluster_api::rest::{ClusterStatus, NodeStatusList, Whoami, path};
+use opencluster_api::rest::{ClusterStatus, NodeStatusList, Whoami, WorkloadStatus, path};
 use opencluster_policy::resource::{Kind, Resource};
 use serde_json::Value;
 use time::OffsetDateTime;
 
+pub(super) use self::nodes::workload_id;
 use self::report::{Check, Group, Report};
 use super::Context;
 use super::get::list;
+use super::workload::statuses;
 use crate::client::Client;
 use crate::error::CliError;
 
@@ -59,6 +62,7 @@ struct Cluster {
     /// Our clock before and after [`Self::status`] was asked for.
     asked: [OffsetDateTime; 2],
     nodes: NodeStatusList,
+    workloads: Vec<WorkloadStatus>,
     resources: Vec<Resource>,
     /// Resources that this version does not understand.
     unknown: Vec<String>,
@@ -79,8 +83,9 @@ async fn read(client: &mut Client) -> Result<Cluster, CliError> {
         }
     }
     // Last, so that what was configured just before has the most time to arrive.
+    let workloads = statuses(client).await?.workloads;
     let nodes: NodeStatusList = client.get(path::NODE_STATUS).await?;
-    Ok(Cluster { status, asked, nodes, resources, unknown })
+    Ok(Cluster { status, asked, nodes, workloads, resources, unknown })
 }
 
 fn described(kind: Kind, object: &Value) -> String {
@@ -95,7 +100,10 @@ impl Cluster {
         if let Some(group) = nodes::none(&self.nodes.nodes) {
             groups.push(group);
         }
-        groups.extend(self.nodes.nodes.iter().map(|node| nodes::group(node, &self.status, &self.resources)));
+        groups.extend(
+            self.nodes.nodes.iter().map(|node| nodes::group(node, &self.status, &self.resources, &self.workloads)),
+        );
+        groups.extend(workloads::group(&self.workloads));
         groups.push(services::group(&self.status.trust_domain, &self.resources, &self.nodes.nodes));
         let mut policies = policies::group(&self.status.trust_domain, &self.resources);
         for unknown in &self.unknown {

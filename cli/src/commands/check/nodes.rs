@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use opencluster_api::rest::{ClusterStatus, NodeStatus};
+use opencluster_api::rest::{ClusterStatus, NodeStatus, WorkloadStatus};
 use opencluster_policy::resource::Resource;
 
 use super::report::{Check, Group};
@@ -20,10 +20,20 @@ pub(super) fn none(nodes: &[NodeStatus]) -> Option<Group> {
     })
 }
 
-pub(super) fn group(node: &NodeStatus, cluster: &ClusterStatus, resources: &[Resource]) -> Group {
+pub(super) fn group(
+    node: &NodeStatus,
+    cluster: &ClusterStatus,
+    resources: &[Resource],
+    workloads: &[WorkloadStatus],
+) -> Group {
     let mut group = Group::new(format!("node {}", node.name));
     match node.state.as_str() {
-        "active" => group.extend(active(node, cluster, resources)),
+        "active" if node.cordoned => group.push(Check::warning(
+            "is active",
+            format!("it is cordoned: {} of its life are left", milliseconds(node.age_left_ms.unwrap_or(0))),
+            format!("wipe and restart the host, then enrol it again: opencluster node token {}", node.name),
+        )),
+        "active" => group.extend(active(node, cluster, resources, workloads)),
         "new" => group.push(Check::warning(
             "is active",
             "it never enrolled",
@@ -45,7 +55,12 @@ pub(super) fn group(node: &NodeStatus, cluster: &ClusterStatus, resources: &[Res
     group
 }
 
-fn active(node: &NodeStatus, cluster: &ClusterStatus, resources: &[Resource]) -> Vec<Check> {
+fn active(
+    node: &NodeStatus,
+    cluster: &ClusterStatus,
+    resources: &[Resource],
+    workloads: &[WorkloadStatus],
+) -> Vec<Check> {
     let log = "look at the node's log (journalctl -u opencluster-node)";
     let mut checks = vec![
         Check::require(
@@ -64,7 +79,7 @@ fn active(node: &NodeStatus, cluster: &ClusterStatus, resources: &[Resource]) ->
         ),
         version("configuration is current", node.config_version, cluster.config_version),
         version("revocations are current", node.revocation_version, cluster.revocation_version),
-        identities(node, &cluster.trust_domain, resources),
+        identities(node, &cluster.trust_domain, resources, workloads),
     ];
     if node.firewall_repairs > 0 {
         let detail = format!("{} repairs since it started", node.firewall_repairs);
@@ -110,8 +125,10 @@ fn version(name: &str, applied: u64, wanted: u64) -> Check {
     }
 }
 
-fn identities(node: &NodeStatus, trust_domain: &str, resources: &[Resource]) -> Check {
+fn identities(node: &NodeStatus, trust_domain: &str, resources: &[Resource], workloads: &[WorkloadStatus]) -> Check {
     let name = "workload identities are installed";
+    // A revoked identity is held by nobody, and that is as it should be.
+    let revoked = |id: &String| workloads.iter().any(|found| found.spiffe_id == *id && found.revoked.is_some());
     let expected: BTreeSet<String> = resources
         .iter()
         .filter_map(|resource| match resource {
@@ -120,6 +137,7 @@ fn identities(node: &NodeStatus, trust_domain: &str, resources: &[Resource]) -> 
             }
             _ => None,
         })
+        .filter(|id| !revoked(id))
         .collect();
     let missing: Vec<_> =
         expected.iter().filter(|&id| !node.workloads_ready.contains(id)).map(String::as_str).collect();
@@ -133,7 +151,7 @@ fn identities(node: &NodeStatus, trust_domain: &str, resources: &[Resource]) -> 
 }
 
 /// As in SVIDs and in [`NodeStatus::workloads_ready`].
-pub(super) fn workload_id(trust_domain: &str, namespace: &str, name: &str) -> String {
+pub(in crate::commands) fn workload_id(trust_domain: &str, namespace: &str, name: &str) -> String {
     format!("spiffe://{trust_domain}/ns/{namespace}/sa/{name}")
 }
 
@@ -143,6 +161,7 @@ mod tests {
     use crate::commands::check::report::Outcome;
     use crate::commands::node::tests::healthy;
     use crate::commands::status::tests::healthy as cluster;
+    use crate::commands::workload::tests::ready;
 
     fn workloads() -> Vec<Resource> {
         let text = "{apiVersion: opencluster/v1, kind: Workload, metadata: {name: a}, spec: {nodes: [a]}}";
@@ -150,7 +169,7 @@ mod tests {
     }
 
     fn outcomes(node: &NodeStatus) -> Vec<Outcome> {
-        group(node, &cluster(), &workloads()).checks.iter().map(|check| check.result).collect()
+        group(node, &cluster(), &workloads(), &[]).checks.iter().map(|check| check.result).collect()
     }
 
     #[test]
@@ -177,6 +196,13 @@ mod tests {
         finds(4, Outcome::Failed, NodeStatus { config_version: 16, ..healthy("a") });
         finds(5, Outcome::Failed, NodeStatus { revocation_version: 1, ..healthy("a") });
         finds(6, Outcome::Failed, NodeStatus { workloads_ready: Vec::new(), ..healthy("a") });
+        let mut revoked = ready("a");
+        revoked.revoked = Some("a test".into());
+        let without = NodeStatus { workloads_ready: Vec::new(), ..healthy("a") };
+        let checks = group(&without, &cluster(), &workloads(), &[revoked]).checks;
+        assert!(checks.iter().all(|check| check.result == Outcome::Ok), "nobody is to hold a revoked identity");
+        let cordoned = NodeStatus { cordoned: true, age_left_ms: Some(1000), ..healthy("a") };
+        assert_eq!(outcomes(&cordoned), [Outcome::Warning]);
         finds(7, Outcome::Warning, NodeStatus { firewall_repairs: 1, ..healthy("a") });
         finds(7, Outcome::Warning, NodeStatus { proxy_restarts: 1, ..healthy("a") });
     }

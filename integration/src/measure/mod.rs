@@ -1,0 +1,78 @@
+//! How fast a revocation is everywhere: on real nodes, and on many simulated ones. The figures go into the report of the
+//! benchmarks, under `failclosed`.
+
+mod api;
+mod figures;
+mod real;
+mod simulated;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use opencluster_integration::binaries::Binaries;
+use serde_json::{Value, json};
+
+/// See [`revocation`].
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Real nodes: daemons and proxies in namespaces of their own; 0: none
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    nodes: usize,
+    /// Revocations of a workload there
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    rounds: usize,
+    /// Revocations of a node there
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    node_rounds: usize,
+    /// Simulated nodes: real sessions with a real controller, nothing behind them; 0: none
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    simulated: usize,
+    /// Revocations there, of workloads and of nodes
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    simulated_rounds: usize,
+}
+
+/// From the command to the last acknowledgement, 99 of 100 times.
+const BAR_MS: f64 = 500.0;
+
+/// Measures, prints and reports.
+pub(crate) fn revocation(options: &Options) -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let mut report = json!({"bar": {"last_acknowledgement_p99_ms": BAR_MS}});
+    if options.simulated > 0 {
+        report["simulation"] = simulated::measure(options.simulated, options.simulated_rounds)?;
+    }
+    if options.nodes > 0 {
+        report["rig"] = real::measure(options.nodes, options.rounds, options.node_rounds)?;
+    }
+    let met = figures::all_below(&report, "last_acknowledgement_ms", BAR_MS);
+    report["ok"] = met.into();
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    let path = Binaries::locate()?.target().join("bench/report.json");
+    merge(&path, "revocation", report)?;
+    eprintln!("written to {}", path.display());
+    ensure!(met, "the bar is not met: p99 from command to last acknowledgement at most {BAR_MS} ms");
+    Ok(())
+}
+
+/// Puts figures under `failclosed`; what else is in the report stays.
+fn merge(path: &Path, name: &str, figures: Value) -> anyhow::Result<()> {
+    let mut report = match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    report["failclosed"][name] = figures;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // Whoever reads meanwhile sees the old one or the new one.
+    let fresh = path.with_extension("json.new");
+    fs::write(&fresh, serde_json::to_string_pretty(&report)? + "\n")?;
+    fs::rename(&fresh, path)?;
+    Ok(())
+}
