@@ -1,8 +1,9 @@
 //! Many small hash tables in one piece of memory.
 //!
 //! A scope has a handful of rules, and a decision asks about several of them: what is looked up together lies together, in one
-//! or two lines of the cache, where tables of the whole index would cost a wait for memory each. Open addressing, at most three
-//! quarters full, made once and then only read.
+//! line of the cache, where tables of the whole index would cost a wait for memory each. Keys lie apart from values: most
+//! of what is asked for is not there, and that is found out without reading a value. Open addressing, at most three quarters
+//! full, made once and then only read.
 
 use super::NONE;
 
@@ -21,11 +22,19 @@ pub(super) const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[derive(Debug)]
 pub(super) struct Arena<K, V> {
-    slots: Vec<(K, V)>,
+    keys: Vec<Line<K>>,
+    values: Vec<V>,
 }
 
-/// Where one table is.
+/// So many keys of 4 bytes are a line of the cache: a table of a dozen rules is one.
+const LINE: usize = 16;
+
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line<K>([K; LINE]);
+
+/// Where one table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Region {
     start: u32,
     bits: u8,
@@ -37,14 +46,15 @@ impl Region {
     /// The places of a key, in the order in which they are tried.
     fn probe<K: ArenaKey>(self, key: K) -> impl Iterator<Item = usize> {
         let mask = (1_usize << self.bits) - 1;
-        let first = (key.mix() >> (64 - u32::from(self.bits))) as usize;
-        (0..=mask).map(move |step| (first + step) & mask)
+        // Where there is no table there are no bits, and nothing is at its start.
+        let first = key.mix().checked_shr(64 - u32::from(self.bits)).unwrap_or(0) as usize;
+        (0..=mask).map(move |step| self.start as usize + ((first + step) & mask))
     }
 }
 
 impl<K, V> Default for Arena<K, V> {
     fn default() -> Self {
-        Self { slots: Vec::new() }
+        Self { keys: Vec::new(), values: Vec::new() }
     }
 }
 
@@ -54,13 +64,15 @@ impl<K: ArenaKey, V: Copy> Arena<K, V> {
         let Some(&(_, any)) = entries.first() else { return Region::EMPTY };
         // One more than a third more: never full, and never fewer than two slots.
         let slots = (entries.len() + entries.len() / 3 + 1).next_power_of_two();
-        let start = self.slots.len();
+        // No table of up to a line is split between two.
+        let start = self.values.len().next_multiple_of(slots.min(LINE));
         let region = Region { start: start as u32, bits: slots.trailing_zeros() as u8 };
-        self.slots.resize(start + slots, (K::VACANT, any));
-        let table = &mut self.slots[start..];
+        self.values.resize(start + slots, any);
+        self.keys.resize(self.values.len().div_ceil(LINE), Line([K::VACANT; LINE]));
         for &(key, value) in entries {
-            if let Some(at) = region.probe(key).find(|at| table[*at].0 == K::VACANT) {
-                table[at] = (key, value);
+            if let Some(at) = region.probe(key).find(|at| self.key(*at) == Some(K::VACANT)) {
+                self.keys[at / LINE].0[at % LINE] = key;
+                self.values[at] = value;
             }
         }
         region
@@ -68,15 +80,18 @@ impl<K: ArenaKey, V: Copy> Arena<K, V> {
 
     /// The value of a key in one table.
     pub(super) fn get(&self, region: Region, key: K) -> Option<&V> {
-        let table = self.slots.get(region.start as usize..)?.get(..1 << region.bits)?;
         for at in region.probe(key) {
-            match table.get(at) {
-                Some((found, value)) if *found == key => return Some(value),
-                Some((found, _)) if *found != K::VACANT => {}
+            match self.key(at) {
+                Some(found) if found == key => return self.values.get(at),
+                Some(found) if found != K::VACANT => {}
                 _ => return None,
             }
         }
         None
+    }
+
+    fn key(&self, at: usize) -> Option<K> {
+        self.keys.get(at / LINE).map(|line| line.0[at % LINE])
     }
 }
 
