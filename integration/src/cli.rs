@@ -135,14 +135,17 @@ pub(crate) struct UpArgs {
     /// Threads of each proxy [default: one for each core]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
+    /// How the nodes carry flows
+    #[arg(long, value_name = "HOW", default_value = "shared", value_parser = ["shared", "leased"])]
+    tunnels: String,
     #[command(flatten)]
     name: NameArg,
 }
 
 impl From<UpArgs> for Options {
     fn from(arguments: UpArgs) -> Self {
-        let UpArgs { nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers, name } = arguments;
-        Self { name: name.name, nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers }
+        let UpArgs { nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers, tunnels, name } = arguments;
+        Self { name: name.name, nodes, bare, apply, lease_ms, heartbeat_ms, controllers, workers, tunnels }
     }
 }
 

@@ -41,11 +41,13 @@ pub struct Wanted<'a> {
     pub resources: &'a str,
     /// No other test at the same time.
     pub alone: bool,
+    /// How nodes carry flows: `shared` or `leased`.
+    pub tunnels: &'a str,
 }
 
 impl Default for Wanted<'_> {
     fn default() -> Self {
-        Self { nodes: &["a", "b"], bare: &[], resources: "", alone: false }
+        Self { nodes: &["a", "b"], bare: &[], resources: "", alone: false, tunnels: "shared" }
     }
 }
 
@@ -99,6 +101,7 @@ impl Cluster {
         let resources = binaries.target().join(format!("{name}.yaml"));
         let mut up = Command::new(binaries.path("opencluster-rig")?);
         up.args(["up", "--name", &name, "--nodes", &wanted.nodes.join(",")]);
+        up.args(["--tunnels", wanted.tunnels]);
         if !wanted.bare.is_empty() {
             up.args(["--bare", &wanted.bare.join(",")]);
         }

@@ -47,6 +47,19 @@ pub enum Event {
         /// Echoes on this connection.
         echoes: u64,
     },
+    /// `mix`: all flows have ended.
+    Mixed {
+        /// Flows that were echoed to their end, byte by byte.
+        whole: u64,
+        /// Flows that this side reset on purpose.
+        reset: u64,
+        /// Bytes that came back and were compared.
+        bytes: u64,
+        /// Flows that broke, or brought back something else.
+        failed: u64,
+        /// The first of those.
+        error: Option<String>,
+    },
     /// `transfer`: everything went through.
     Transferred {
         /// Bytes sent before the half-close.

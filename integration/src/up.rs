@@ -51,6 +51,8 @@ pub struct Options {
     pub controllers: usize,
     /// Threads of each proxy; one for each core when absent.
     pub workers: Option<u32>,
+    /// How nodes carry flows: `shared` or `leased`.
+    pub tunnels: String,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             heartbeat_ms: 500,
             controllers: 1,
             workers: None,
+            tunnels: "shared".to_owned(),
         }
     }
 }
@@ -304,6 +307,7 @@ impl Start<'_> {
             "interfaces": [INTERFACE],
             "access_log": self.rig.state.access_log(name),
             "workers": self.options.workers,
+            "tunnels": self.options.tunnels,
         });
         self.write_config(name, &config)?;
         self.rig.start_daemon(name)?;

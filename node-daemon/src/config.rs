@@ -61,6 +61,9 @@ pub(crate) struct Config {
     /// set up) or an algorithm's name.
     #[serde(default)]
     pub(crate) congestion_control: CongestionControl,
+    /// How flows are carried.
+    #[serde(default)]
+    pub(crate) tunnels: Tunnels,
     /// Leave to run on a host itself, together with `machine_id`.
     #[serde(default)]
     pub(crate) secure_mode: bool,
@@ -73,6 +76,17 @@ pub(crate) struct Config {
     /// The daemon's own log.
     #[serde(default)]
     pub(crate) log: Log,
+}
+
+/// How the proxy carries flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tunnels {
+    /// Small flows share tunnels; bulk gets one of its own.
+    #[default]
+    Shared,
+    /// Each flow has a tunnel of its own from the beginning: more connections, but none that several flows depend on.
+    Leased,
 }
 
 /// The daemon's own log, on stderr.

@@ -8,6 +8,7 @@ mod attack;
 mod echo;
 mod flows;
 mod identity;
+mod mix;
 mod pulse;
 mod raw;
 mod rogue;
@@ -37,6 +38,8 @@ enum Command {
     Echo(echo::Options),
     /// Hold many connections; every line on standard input asks all of them for an echo
     Flows(flows::Options),
+    /// Many flows at once to an echo server: random sizes, half-closes, resets and stalls, every byte compared
+    Mix(mix::Options),
     /// One connection with an echo every few milliseconds: tells when it lives and when it dies
     Pulse(pulse::Options),
     /// Receive, half-closed, and answer with the checksum
@@ -76,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let outcome = match command {
         Command::Echo(options) => runtime.block_on(echo::serve(&options)),
         Command::Flows(options) => runtime.block_on(flows::hold(options)),
+        Command::Mix(options) => runtime.block_on(mix::run(&options)),
         Command::Pulse(options) => runtime.block_on(pulse::beat(&options)),
         Command::Sink(options) => runtime.block_on(transfer::sink(&options)),
         Command::Transfer(options) => runtime.block_on(transfer::send(&options)),

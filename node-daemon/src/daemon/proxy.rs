@@ -8,6 +8,7 @@ use opencluster_policy::lease::NodeState;
 use super::core::Core;
 use super::requests::Origin;
 use super::resources::Workload;
+use crate::config::Tunnels;
 use crate::supervise::ProxyEvent;
 use crate::supervise::listeners::{self, Announced};
 
@@ -85,6 +86,7 @@ impl Core {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 tunnel_port: u32::from(tunnel_port),
                 workers,
+                leased_tunnels_only: self.config.tunnels == Tunnels::Leased,
             }),
             vec![],
         );

@@ -165,7 +165,8 @@ fn set_up(setup: &Setup, log: AccessLog) -> Result<(Arc<Shared>, usize), Control
     let node = Node { trust_domain: TrustDomain::parse(&setup.trust_domain)?, name: setup.node.clone(), addresses };
     let workers = setup.workers as usize;
     tracing::info!(node = node.name, domain = %node.trust_domain, workers, "set up");
-    Ok((Arc::new(Shared::new(node, Limits::default(), workers, log)), workers))
+    let limits = Limits { sharing: !setup.leased_tunnels_only, ..Limits::default() };
+    Ok((Arc::new(Shared::new(node, limits, workers, log)), workers))
 }
 
 async fn send_all(channel: Arc<Channel>, mut queue: mpsc::Receiver<ToDaemon>) -> Result<(), ControlError> {
