@@ -15,7 +15,7 @@ fn lose_packets(cluster: &Cluster) -> anyhow::Result<()> {
     let switch = layout::netns(cluster.rig.name(), layout::SWITCH);
     for host in cluster.rig.record.layout.nodes() {
         let rules = format!(
-            "table netdev loss-{port} {{ chain drop {{ type filter hook ingress device \"{port}\" priority 0; policy accept; \
+            "table netdev loss-{port} {{ chain lossy {{ type filter hook ingress device \"{port}\" priority 0; policy accept; \
              numgen random mod 100 < 1 counter drop; }} }}",
             port = host.port
         );

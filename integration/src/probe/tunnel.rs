@@ -15,7 +15,10 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use crate::identity::Claim;
 
-const ALPN: &[u8] = b"oct/1";
+/// A tunnel for one flow at a time.
+const LEASED: &[u8] = b"oct/1";
+/// A tunnel that flows share: what a proxy makes first.
+const SHARED: &[u8] = b"oct-shared/1";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See [`make`].
@@ -51,7 +54,7 @@ pub(crate) struct ImpostorOptions {
 /// has looked at its certificate: only an answer in the tunnel shows that it was let in.
 pub(crate) async fn make(options: &Options) -> anyhow::Result<()> {
     let mut config = options.claim.client()?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![LEASED.to_vec()];
     let attempt = async {
         let stream = TcpStream::connect(options.to).await?;
         let name = server_name(&options.peer)?;
@@ -107,7 +110,7 @@ fn flow(target: SocketAddr, data: &[u8]) -> Vec<u8> {
 /// Takes tunnels as somebody else, and tells of each whether the client went through with it.
 pub(crate) async fn impostor(options: &ImpostorOptions) -> anyhow::Result<()> {
     let mut config = options.claim.server()?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![SHARED.to_vec(), LEASED.to_vec()];
     let config = Arc::new(config);
     let listener = crate::socket::listen(options.listen)?;
     loop {
