@@ -15,8 +15,8 @@ fn lose_packets(cluster: &Cluster) -> anyhow::Result<()> {
     let switch = layout::netns(cluster.rig.name(), layout::SWITCH);
     for host in cluster.rig.record.layout.nodes() {
         let rules = format!(
-            "table netdev loss-{port} {{ chain lossy {{ type filter hook ingress device \"{port}\" priority 0; policy accept; \
-             numgen random mod 100 < 1 counter drop; }} }}",
+            "table netdev loss-{port} {{\n chain lossy {{\n  type filter hook ingress device \"{port}\" priority 0\n  \
+             numgen random mod 100 < 1 counter drop\n }}\n}}\n",
             port = host.port
         );
         let output = Command::new("ip").args(["netns", "exec", &switch, "nft", &rules]).output()?;
