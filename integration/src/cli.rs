@@ -132,7 +132,7 @@ pub(crate) struct UpArgs {
     /// How many controllers
     #[arg(long, value_name = "N", default_value_t = 1)]
     controllers: usize,
-    /// Threads of each proxy [default: one for each core]
+    /// Threads of each proxy [default: one for two cores]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
     /// How the nodes carry flows

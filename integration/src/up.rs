@@ -49,7 +49,7 @@ pub struct Options {
     pub heartbeat_ms: u32,
     /// How many controllers.
     pub controllers: usize,
-    /// Threads of each proxy; one for each core when absent.
+    /// Threads of each proxy; one for two cores when absent.
     pub workers: Option<u32>,
     /// How nodes carry flows: `shared` or `leased`.
     pub tunnels: String,

@@ -54,7 +54,7 @@ pub(crate) struct Config {
     /// The network interfaces to guard; all but loopback if absent.
     #[serde(default)]
     pub(crate) interfaces: Option<Vec<String>>,
-    /// The proxy's threads; as many as cores if absent.
+    /// The proxy's threads; half as many as cores if absent.
     #[serde(default)]
     pub(crate) workers: Option<u32>,
     /// What connections on this host begin with: `auto` (as the host is set up, unless that is BBR), `system` (as it is
@@ -184,10 +184,11 @@ impl Config {
             .collect()
     }
 
-    /// The proxy's threads.
+    /// The proxy's threads. Half of the cores, if nothing else is said: the others are the applications', and flows that
+    /// meet in fewer threads share more (decision 0021).
     pub(crate) fn workers(&self) -> u32 {
-        self.workers
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u32))
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(|| (cores() / 2).clamp(1, 64) as u32)
     }
 }
 
