@@ -113,7 +113,7 @@ fn lines(cluster: &Cluster, node: &str, command: &[&str]) -> anyhow::Result<Vec<
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
-/// Nothing of a proxy is left on a node: no process, no listener, and no connection but between loopback addresses.
+/// Nothing of a proxy is left on a node: no process, no listener, and no connection but between loopback addresses or of the daemon.
 fn nothing_is_left(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     // A process that has ended stays listed until its daemon, which may be stopped, has taken note.
     let lives = |pid: &i32| ProcessId::of(*pid).is_ok_and(ProcessId::is_alive);
@@ -121,7 +121,8 @@ fn nothing_is_left(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
     ensure!(gone, "the proxy of {node} lives on: {:?}", cluster.proxy(node)?);
     let listeners = lines(cluster, node, &["ss", "-Htln"])?;
     ensure!(listeners.is_empty(), "still listening on {node}: {listeners:?}");
-    let filter = "not ( src 127.0.0.0/8 or src [::1] )";
+    // A daemon that is stopped cannot close its own session, which carries nothing of anybody's.
+    let filter = "not ( src 127.0.0.0/8 or src [::1] or dport = :7443 )";
     let connected = || lines(cluster, node, &["ss", "-Htn", "state", "connected", "exclude", "time-wait", filter]);
     let ended = poll::until_true(PATIENCE, || connected().is_ok_and(|sockets| sockets.is_empty()));
     ensure!(ended, "still connected on {node}: {:?}", connected()?);

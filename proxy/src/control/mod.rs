@@ -239,6 +239,9 @@ impl Control {
             tracing::warn!("the node daemon does not listen");
         }
         tokio::time::sleep(LAST_WORDS).await;
+        for worker in &self.workers {
+            tell(worker, Command::Drain(Instant::now())).await;
+        }
         tracing::error!("severed: this process ends, and its memory with it");
         Ok(())
     }
