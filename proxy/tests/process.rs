@@ -227,6 +227,7 @@ impl Proxy {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             tunnel_port: TUNNEL_PORT.into(),
             workers: 2,
+            leased_tunnels_only: false,
         };
         self.send(Message::Setup(setup), &[]);
         let listen = |kind: listener::Kind, bound: Vec<TcpListener>, workers: Vec<u32>| {
