@@ -34,6 +34,9 @@ pub enum CgroupError {
     },
 }
 
+/// How often the way to a cgroup is made anew when others remove parts of it.
+const ATTEMPTS: u32 = 100;
+
 /// How long killed processes may take to go away.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,16 @@ impl Cgroups {
     /// Makes a cgroup and those above it.
     pub fn create(&self, cgroup: &str) -> Result<(), CgroupError> {
         let path = self.path(cgroup);
-        fs::create_dir_all(&path).map_err(io_error("create", &path))
+        // Another rig that ends takes the common parent along when it is empty: between its making and that of what is to
+        // be in it, for instance.
+        let mut result = fs::create_dir_all(&path);
+        for _ in 0..ATTEMPTS {
+            match &result {
+                Err(error) if error.kind() == ErrorKind::NotFound => result = fs::create_dir_all(&path),
+                _ => break,
+            }
+        }
+        result.map_err(io_error("create", &path))
     }
 
     /// Moves this process (and so what it starts) into a cgroup.
