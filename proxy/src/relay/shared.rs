@@ -17,7 +17,7 @@ use crate::tunnel::pool::Leased;
 use crate::tunnel::shared::hub::Hub;
 use crate::tunnel::shared::outbox::Put;
 use crate::tunnel::shared::stream::{Moving, Stream};
-use crate::worker::registry::Flow;
+use crate::worker::registry::{Cut, Flow};
 
 /// Frames that a flow packs before the worker's other flows have a turn.
 const TURN: usize = 4;
@@ -108,7 +108,7 @@ impl<F: FnOnce()> State<'_, F> {
             Ok(None) => Poll::Pending,
             Err(error) => {
                 // Whatever fails here is the tunnel's: its task ends it for everybody.
-                self.hub.watch.cut(crate::worker::registry::Cut::Timeout("the peer does not read its control frames"));
+                self.hub.watch.cut(Cut::Tunnel(error.to_string()));
                 Poll::Ready(Outcome::Ended(self.broken(Rc::new(error))))
             }
         }
@@ -159,7 +159,7 @@ impl<F: FnOnce()> State<'_, F> {
             }
             if !self.replay.is_empty() {
                 let length = limit.min(self.replay.len());
-                let sent = self.hub.write(context, self.stream, &self.replay[..length])?;
+                let sent = self.hub.write(self.stream, &self.replay[..length])?;
                 self.replay.drain(..sent);
                 self.allowance -= sent.min(self.allowance);
                 if sent == 0 {

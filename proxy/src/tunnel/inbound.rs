@@ -208,7 +208,7 @@ async fn serve_stream(
     };
     if let Err(error) = answered {
         tracing::debug!(%error, "a flow could not be answered");
-        hub.watch.cut(Cut::Timeout("the peer does not read its control frames"));
+        hub.watch.cut(Cut::Tunnel(error.to_string()));
     }
     let _known = refusal.is_none().then(|| worker.know_stream(&stream));
     let relay = SharedRelay { hub: &hub, stream: &stream, flow: &flow, replay: Vec::new(), keep: false };

@@ -27,6 +27,8 @@ pub enum Cut {
     Severed,
     /// Too much of what was sent to applications of this node waits to be read.
     Overloaded,
+    /// The shared tunnel cannot go on.
+    Tunnel(String),
     /// A time limit.
     Timeout(&'static str),
     /// The proxy is shutting down and the time for draining is over.
@@ -42,6 +44,7 @@ impl Cut {
             Self::LeaseExpired => "lease_expired",
             Self::Severed => "severed",
             Self::Overloaded => "overloaded",
+            Self::Tunnel(_) => "tunnel_broken",
             Self::Timeout(_) => "timeout",
             Self::Draining => "draining",
         }
@@ -51,7 +54,7 @@ impl Cut {
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Policy(reason) | Self::Identity(reason) => f.write_str(reason),
+            Self::Policy(reason) | Self::Identity(reason) | Self::Tunnel(reason) => f.write_str(reason),
             Self::LeaseExpired => f.write_str("the controller's lease ran out"),
             Self::Severed => f.write_str("this node was severed"),
             Self::Overloaded => f.write_str("the applications of this node leave too much unread"),

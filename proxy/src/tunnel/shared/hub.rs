@@ -55,8 +55,8 @@ pub struct Hub {
     next: Cell<u32>,
     /// The tunnel's task.
     task: RefCell<Option<Waker>>,
-    /// Flows that wait for room in the outbox.
-    waiting: RefCell<Vec<Waker>>,
+    /// Some stream waits for room in the outbox.
+    waiting: Cell<bool>,
     idle_since: Cell<Instant>,
     retired: Cell<bool>,
     dead: Cell<bool>,
@@ -75,7 +75,7 @@ impl Hub {
             streams: RefCell::default(),
             next: Cell::new(1),
             task: RefCell::default(),
-            waiting: RefCell::default(),
+            waiting: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             retired: Cell::new(false),
             dead: Cell::new(false),
@@ -201,22 +201,27 @@ impl Hub {
         let put = ready!(io.outbox.read(context, app, stream.id, limit, keep, &mut io.session))?;
         match put {
             Put::Data(length) => self.packed(stream, length),
-            Put::Full => self.waiting.borrow_mut().push(context.waker().clone()),
+            Put::Full => self.wait_for_room(stream),
             _ => {}
         }
         Poll::Ready(Ok(put))
     }
 
     /// Packs bytes that were read before; how many.
-    pub fn write(&self, context: &mut Context<'_>, stream: &Stream, bytes: &[u8]) -> Result<usize, LinkError> {
+    pub fn write(&self, stream: &Stream, bytes: &[u8]) -> Result<usize, LinkError> {
         let io = &mut *self.io.borrow_mut();
         let length = io.outbox.bytes(stream.id, bytes, &mut io.session)?;
         if length == 0 {
-            self.waiting.borrow_mut().push(context.waker().clone());
+            self.wait_for_room(stream);
         } else {
             self.packed(stream, length);
         }
         Ok(length)
+    }
+
+    fn wait_for_room(&self, stream: &Stream) {
+        stream.wants_room.set(true);
+        self.waiting.set(true);
     }
 
     fn packed(&self, stream: &Stream, length: usize) {
@@ -320,8 +325,10 @@ impl Hub {
         }
         if let Poll::Ready(sent) = io.outbox.poll_send(context, &mut io.socket, &mut io.session) {
             sent?;
-            for waker in self.waiting.borrow_mut().drain(..) {
-                waker.wake();
+            if self.waiting.take() {
+                for stream in self.streams.borrow().values().filter(|stream| stream.wants_room.take()) {
+                    stream.flow.watch.wake();
+                }
             }
         }
         Ok(())
@@ -402,9 +409,6 @@ impl Hub {
         for stream in self.streams.take().into_values() {
             *stream.broken.borrow_mut() = Some(Rc::clone(&reason));
             stream.flow.watch.wake();
-        }
-        for waker in self.waiting.borrow_mut().drain(..) {
-            waker.wake();
         }
         self.task.take();
         if !matches!(*reason, LinkError::CloseNotify) {

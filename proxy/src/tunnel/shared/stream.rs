@@ -67,6 +67,8 @@ pub struct Stream {
     pub broken: RefCell<Option<Rc<LinkError>>>,
     /// What we may still send.
     pub credit: Cell<u32>,
+    /// Its task waits for room in the tunnel's outbox.
+    pub(super) wants_room: Cell<bool>,
     /// Which of the acceptor's workers has it.
     pub worker: Cell<u16>,
     /// Its move to a tunnel of its own.
@@ -95,6 +97,7 @@ impl Stream {
             refusal: RefCell::default(),
             broken: RefCell::default(),
             credit: Cell::new(WINDOW),
+            wants_room: Cell::new(false),
             worker: Cell::new(0),
             moving: RefCell::default(),
             peer_moved: Cell::new(false),
