@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 use std::ops::{Deref, DerefMut};
 
+use crate::tunnel::link::MAX_PIECES;
 use crate::tunnel::tls::record::{KEY_UPDATE_RECORD, MAX_OWN_RECORD, MAX_RECORD};
 
 /// Records in a large buffer: about 256 KiB. (Measured: 64 → 256 KiB raised bulk throughput by 40 %.)
@@ -65,7 +66,10 @@ pub fn take(size: Size) -> Buffer {
             Size::Small => (&mut pool.small, SMALL),
             Size::Large => (&mut pool.large, LARGE),
         };
-        let block = shelf.pop().unwrap_or_else(|| Box::new(Block { bytes: vec![0; length], ranges: Vec::new() }));
+        // With room for all that is ever noted in it: carrying bulk allocates nothing.
+        let block = shelf
+            .pop()
+            .unwrap_or_else(|| Box::new(Block { bytes: vec![0; length], ranges: Vec::with_capacity(MAX_PIECES) }));
         pool.lent += length;
         Buffer { block: Some(block) }
     })

@@ -1,6 +1,8 @@
 //! Pairs of real proxies over loopback: real TLS, real policies, real workers. Only the packet filter and the node
 //! daemon are missing: listeners are bound here, and the destination of a captured connection is fixed.
 
+mod allocations;
+mod counting;
 mod enforcement;
 mod flows;
 mod hostile;

@@ -12,6 +12,8 @@ use super::{World, echo, eventually};
 use crate::capture::{self, Destination};
 use crate::limits::Limits;
 use crate::tunnel::inbound;
+use crate::tunnel::shared::hub::Hub;
+use crate::tunnel::shared::stream::Stream;
 use crate::worker::Worker;
 use crate::worker::registry::{Flow, Held};
 
@@ -38,9 +40,17 @@ fn hot_futures_and_records_stay_small() {
         let inbound = inbound::serve(Rc::clone(&worker), stream().await, world.target, config);
         assert_size("inbound tunnel", std::mem::size_of_val(&inbound), 1024);
     });
+    assert_size("inbound flow of a shared tunnel", size_of_future(inbound::serve_stream), 1024);
+    assert_size("shared tunnel", size_of::<Hub>(), 1280);
+    assert_size("flow's place on a shared tunnel", size_of::<Stream>(), 512);
     assert_size("flow record", size_of::<Flow>(), 320);
     assert_size("inbound tunnel record", size_of::<Held>(), 256);
     assert_size("tunnel", size_of::<crate::tunnel::link::Tunnel>(), 1024);
+}
+
+/// Of an async function, without calling it.
+fn size_of_future<A, B, C, D, E, F: Future>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+    size_of::<F>()
 }
 
 fn assert_size(what: &str, size: usize, limit: usize) {

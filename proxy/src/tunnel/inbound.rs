@@ -184,7 +184,7 @@ async fn serve_hub(
 }
 
 /// One flow of a shared tunnel, from OPEN to its end.
-async fn serve_stream(
+pub(crate) async fn serve_stream(
     worker: Rc<Worker>,
     hub: Rc<Hub>,
     stream: Rc<Stream>,

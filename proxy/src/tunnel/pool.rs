@@ -191,18 +191,18 @@ impl Pools {
         let mut left = 0;
         self.pairs.borrow_mut().retain(|_, pair| {
             let mut idle = pair.idle.borrow_mut();
-            let mut kept = VecDeque::new();
-            for entry in idle.drain(..) {
+            // Each once, in place: this runs every second.
+            for _ in 0..idle.len() {
+                let Some(entry) = idle.pop_front() else { break };
                 if entry.leased.tunnel.is_disturbed() {
                     continue;
                 }
                 if now.duration_since(entry.since) < limit && entry.leased.info.is_current(wall) {
-                    kept.push_back(entry);
+                    idle.push_back(entry);
                 } else {
                     entry.leased.tunnel.close();
                 }
             }
-            *idle = kept;
             left += idle.len();
             for hub in pair.hubs.borrow().iter() {
                 if !hub.info.is_current(wall) || hub.idle_since().is_some_and(|at| now.duration_since(at) > limit) {
