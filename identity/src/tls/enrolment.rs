@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use rustls::CommonState;
 use rustls::client::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{CommonState, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::client::{chain, configure};
 use super::error::{TlsError, to_rustls};
-use super::{SIGNATURE_ALGORITHMS, presented};
+use super::presented;
 use crate::SpiffeId;
 use crate::bundle::TrustBundle;
 use crate::digest::Sha256Digest;
@@ -91,25 +91,5 @@ impl ServerCertVerifier for EnrolmentVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(super::tls12_refused())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &SIGNATURE_ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        SIGNATURE_ALGORITHMS.supported_schemes()
-    }
+    super::signatures!();
 }

@@ -11,6 +11,35 @@
 //! No tickets, no resumption, no early data: every connection is verified anew, so that a revocation is never bypassed.
 //! Bundle, revocations and SVIDs are looked up at every handshake: replace them in place, never rebuild a configuration.
 
+/// What all verifiers say of handshakes' signatures: rustls has no type for it that the traits of clients and servers share.
+macro_rules! signatures {
+    () => {
+        /// rustls asks verifiers for TLS 1.2, too; no configuration of ours offers it.
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &super::SIGNATURE_ALGORITHMS)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            super::SIGNATURE_ALGORITHMS.supported_schemes()
+        }
+    };
+}
+use signatures;
+
 mod client;
 mod enrolment;
 mod error;
@@ -77,9 +106,4 @@ pub fn controller_of(connection: &CommonState, trust: &Trust, now: UnixTime) -> 
 /// Certificates count only once the handshake is over: until then their sender has not shown to hold the key.
 fn presented(connection: &CommonState) -> Option<&[CertificateDer<'static>]> {
     connection.peer_certificates().filter(|_| !connection.is_handshaking())
-}
-
-/// rustls asks verifiers for TLS 1.2, too; no configuration of ours offers it.
-fn tls12_refused() -> rustls::Error {
-    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
 }
