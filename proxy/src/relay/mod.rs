@@ -136,6 +136,9 @@ impl State<'_> {
             }
             if self.is_done() {
                 let ending = self.ending.take().unwrap_or(Ending::Finished);
+                if let (Ending::Finished, Some(app)) = (&ending, self.app.take()) {
+                    app.finish();
+                }
                 return Poll::Ready(Outcome { ending, reusable: true });
             }
             if matches!(self.ending, Some(Ending::AppReset(_))) && self.exchange.local() == Direction::Finished {

@@ -130,6 +130,9 @@ impl<F: FnOnce()> State<'_, F> {
         if self.is_done() {
             let refusal = self.stream.refusal.borrow_mut().take();
             let ending = refusal.map(Ending::Refused).or_else(|| self.ending.take()).unwrap_or(Ending::Finished);
+            if let (Ending::Finished, Some(app)) = (&ending, self.stream.app.borrow_mut().take()) {
+                app.finish();
+            }
             return Ok(Some(Outcome::Ended(ending)));
         }
         Ok(None)

@@ -5,11 +5,13 @@
 //! and one write.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -22,11 +24,32 @@ pub struct Socket {
     writable: bool,
 }
 
+/// Until it is [finished](Socket::finish), an application's connection ends with a reset, whatever ends it: if this process
+/// is killed, the kernel closes its sockets, and an application would take that for the end of the data. What a listener
+/// accepts takes this over from it, without a system call for each connection.
+pub fn reset_unless_finished(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
 impl Socket {
     /// Takes over a connected stream. Nagle's algorithm is off: this proxy does its own coalescing.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream, readable: true, writable: true })
+    }
+
+    /// The same for an application's connection that was made here: see [`reset_unless_finished`].
+    pub fn of_application(stream: TcpStream) -> io::Result<Self> {
+        reset_unless_finished(&stream)?;
+        Self::new(stream)
+    }
+
+    /// Closes an application's connection in order: both directions have ended, and what is still in the kernel's buffers
+    /// is delivered.
+    pub fn finish(self) {
+        if let Err(error) = SockRef::from(&self.stream).set_linger(None) {
+            tracing::debug!(%error, "a connection that ended in order was reset");
+        }
     }
 
     /// Without the worker's runtime.
@@ -152,7 +175,7 @@ impl Socket {
 
     /// Whenever the socket is closed, the other side sees a reset.
     pub fn reset_on_close(&self) {
-        if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
             // It is closed all the same, only less loudly.
             tracing::debug!(%error, "a connection was closed without a reset");
         }

@@ -529,7 +529,7 @@ async fn connect(target: SocketAddr, limit: std::time::Duration) -> Result<Socke
             return Err(refused(error));
         }
     }
-    Socket::new(stream).map_err(refused)
+    Socket::of_application(stream).map_err(refused)
 }
 
 fn start_connect(target: SocketAddr) -> io::Result<TcpStream> {

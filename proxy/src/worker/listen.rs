@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Worker;
 use crate::capture::{self, Destination};
+use crate::relay::socket::reset_unless_finished;
 use crate::tunnel::inbound;
 
 /// The first wait after a failure to accept; doubled each time.
@@ -44,7 +45,11 @@ impl Listening {
 
     /// Serves one more; the socket is nonblocking.
     pub fn serve(&mut self, worker: &Rc<Worker>, listener: StdListener, purpose: Purpose) {
-        let listener = match TcpListener::from_std(listener) {
+        let ready = match purpose {
+            Purpose::Capture(..) => reset_unless_finished(&listener),
+            Purpose::Tunnel => Ok(()),
+        };
+        let listener = match ready.and_then(|()| TcpListener::from_std(listener)) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, "a listener that was passed cannot be used");
