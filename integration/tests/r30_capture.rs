@@ -11,7 +11,7 @@ const V4: &str = "10.88.0.201:9000";
 const V6: &str = "[fd88::201]:9000";
 
 /// A way out of a host: its name and the probe's arguments. Each is tried with its own marker.
-const WAYS: [(&str, &[&str]); 22] = [
+const WAYS: [(&str, &[&str]); 24] = [
     ("tcp4", &["tcp", "--to", V4]),
     ("tcp6", &["tcp", "--to", V6]),
     ("tcp-low-mark", &["tcp", "--to", V4, "--mark", "1"]),
@@ -34,6 +34,8 @@ const WAYS: [(&str, &[&str]); 22] = [
     ("packet6", &["packet6", "--to", V6]),
     ("packet-other", &["packet-other", "--to", V4]),
     ("packet-vlan", &["packet-vlan", "--to", V4]),
+    ("packet-bypass", &["packet-bypass", "--to", V4]),
+    ("xdp", &["xdp", "--to", V4]),
 ];
 
 /// Another way out needs another address to be its own: only a bare host's.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
@@ -122,6 +122,50 @@ fn r30_a_root_workload_cannot_change_its_cgroup() {
         let script = format!("{undo} $(awk '$3 == \"cgroup2\" {{ print $2; exit }}' /proc/self/mounts)");
         assert!(!daemon.run(&script).status.success(), "{undo}");
     }
+}
+
+/// A process of the host, of an ordinary user, that sees the cgroups writable. Dropped, it is killed.
+struct Bystander(Child);
+
+impl Bystander {
+    fn start() -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "echo; exec sleep 600"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("setpriv");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().expect("stdout")).read_line(&mut line).expect("started");
+        Self(child)
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("wait");
+    }
+}
+
+#[test]
+fn r30_a_root_workload_gets_at_no_cgroup_through_another_process() {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let cgroups = mounts.lines().find(|line| line.contains(" cgroup2 ")).and_then(|line| line.split(' ').nth(1));
+    let cgroups = cgroups.expect("a cgroup2 to try it with").trim_start_matches('/');
+    let bystander = Bystander::start();
+    // As the bystander's user into its root directory, and there root again.
+    let script = format!(
+        "perl -e '$) = 65534; $> = 65534; chdir(\"/proc/{}/root\") or die qq(no way in: $!\n); $> = 0;
+         open(my $file, \">>\", \"{cgroups}/cgroup.procs\") or die qq(not writable: $!\n); print qq(escaped\n)'",
+        bystander.0.id()
+    );
+    let control = Command::new("sh").args(["-c", &script]).output().expect("sh");
+    assert_eq!(String::from_utf8_lossy(&control.stdout), "escaped\n", "the positive control");
+    let output = Daemon::admitting().run(&script);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("no way in: Permission denied"), "{said}");
+    // Moving files between directories, which a sandbox of this kind denies if nothing is said, works.
+    let script =
+        "d=$(mktemp -d); cd $d && mkdir a b && echo x > a/file && mv a/file b/ && ln b/file a/ && cat a/file; rm -r $d";
+    assert_eq!(Daemon::admitting().output(script), "x\n");
 }
 
 #[test]

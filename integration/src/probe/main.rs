@@ -2,9 +2,10 @@
 //!
 //! Prints one JSON document a line ([`opencluster_integration::report::Event`]).
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod attack;
+mod bypass;
 mod echo;
 mod flows;
 mod identity;

@@ -62,6 +62,10 @@ enum Method {
     PacketOther,
     /// A packet socket, a VLAN tag around an IPv4 packet
     PacketVlan,
+    /// A packet socket that passes the queueing discipline by
+    PacketBypass,
+    /// An AF_XDP socket in copy mode
+    Xdp,
 }
 
 fn clap_mark(text: &str) -> Result<u32, std::num::ParseIntError> {
@@ -112,7 +116,12 @@ fn attempt(options: &Options) -> anyhow::Result<Option<String>> {
             // Option 131, 7 bytes, pointer to the first address; padded to words.
             own_header(options, &udp(options.to.port(), marker), 17, &[131, 7, 4, a, b, c, d, 0])
         }
-        Method::Packet4 | Method::Packet6 | Method::PacketOther | Method::PacketVlan => frame(options, marker),
+        Method::Packet4
+        | Method::Packet6
+        | Method::PacketOther
+        | Method::PacketVlan
+        | Method::PacketBypass
+        | Method::Xdp => frame(options, marker),
     }
 }
 
@@ -189,7 +198,13 @@ fn frame(options: &Options, marker: &[u8]) -> anyhow::Result<Option<String>> {
     frame.extend(mac);
     frame.extend(kind.to_be_bytes());
     frame.extend(content);
+    if options.method == Method::Xdp {
+        return crate::bypass::send_by_xdp(link.ifindex() as u32, &frame).map(|()| None);
+    }
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).context("packet socket")?;
+    if options.method == Method::PacketBypass {
+        crate::bypass::bypass_queues(&socket)?;
+    }
     sendto(socket.as_raw_fd(), &frame, &link, MsgFlags::empty()).context("send")?;
     Ok(None)
 }

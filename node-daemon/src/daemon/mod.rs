@@ -32,10 +32,11 @@ use crate::clock;
 use crate::config::Config;
 use crate::congestion::CongestionError;
 use crate::enrol::{self, EnrolError, Enrolled};
-use crate::firewall::policy::{Posture, Serving};
+use crate::firewall::policy::{FIRST_CAPTURE_PORT, LAST_CAPTURE_PORT, Posture, Serving};
 use crate::firewall::{Firewall, FirewallError};
 use crate::heartbeat::{Session, SessionEvent};
 use crate::safety::{self, SafetyError};
+use crate::supervise::ports::{self, PortsError};
 use crate::supervise::{Settings, Supervisor};
 use crate::transport;
 use crate::workload::server::{self, ServerError};
@@ -56,6 +57,8 @@ pub(crate) enum DaemonError {
     Congestion(#[from] CongestionError),
     #[error("the network stays as it is: {0}")]
     Firewall(#[from] FirewallError),
+    #[error(transparent)]
+    Ports(#[from] PortsError),
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
@@ -110,6 +113,8 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     let firewall = Firewall::start(Posture::Serving(base.clone()), config.interfaces.clone(), firewall_sender)?;
     tracing::info!("packet filter: everything is closed but the way to the controllers");
 
+    ports::reserve(&(FIRST_CAPTURE_PORT..=LAST_CAPTURE_PORT))?;
+
     let (query_sender, mut queries) = mpsc::channel(QUEUE);
     let socket = server::bind(&config.run_dir.join("node.sock"))?;
     tokio::spawn(server::serve(socket, query_sender));
@@ -141,17 +146,26 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     let mut core = assemble(config, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
     tracing::info!("serving");
 
+    // Asked to end, the daemon goes on earning its lease until the proxy's flows have finished, or their time is over.
+    let mut stopping = None;
     loop {
-        let due = core.due();
+        let due = stopping.map_or(core.due(), |end| core.due().min(end));
         tokio::select! {
             // The lease first, whatever else is waiting.
             biased;
-            () = stop.requested() => break,
+            () = stop.requested() => match stopping {
+                None => stopping = Some(core.drain_proxy()),
+                // Whoever asks twice is in a hurry.
+                Some(_) => break,
+            },
             Some(event) = session_events.recv() => core.session_event(event).await,
             Some(event) = firewall_events.recv() => core.firewall_event(event).await,
             () = sleep_until(due) => core.tick().await,
             Some(event) = proxy_events.recv() => core.proxy_event(event),
             Some(query) = queries.recv() => core.query(query),
+        }
+        if stopping.is_some_and(|end| end <= Instant::now() || !core.supervisor.is_running()) {
+            break;
         }
         // Under a flood of events time still passes.
         if core.due() <= Instant::now() {

@@ -1,9 +1,12 @@
 //! The proxy's part of the node's state: its requests, its end, its next start.
 
+use std::time::Duration;
+
 use opencluster_api::control;
 use opencluster_api::control::node_message;
 use opencluster_api::local::{self, to_proxy};
 use opencluster_policy::lease::NodeState;
+use tokio::time::Instant;
 
 use super::core::Core;
 use super::requests::Origin;
@@ -11,6 +14,13 @@ use super::resources::Workload;
 use crate::config::Tunnels;
 use crate::supervise::ProxyEvent;
 use crate::supervise::listeners::{self, Announced};
+
+/// How long flows may take to finish when the daemon is asked to end. With what follows it stays below the unit's
+/// TimeoutStopSec.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the proxy gets on top of it to reset those that have not finished.
+const CUT: Duration = Duration::from_millis(500);
 
 impl Core {
     pub(super) fn proxy_event(&mut self, event: ProxyEvent) {
@@ -145,6 +155,14 @@ impl Core {
             tracing::error!(%error, "the proxy could not be killed");
             self.report("proxy.unkillable", &error.to_string());
         }
+    }
+
+    /// Lets the proxy's flows finish; new ones are refused. By when that is over.
+    pub(super) fn drain_proxy(&mut self) -> Instant {
+        tracing::info!(limit = ?DRAIN, "stopping: the proxy drains");
+        let deadline_ms = DRAIN.as_millis() as u32;
+        self.tell_proxy(to_proxy::Message::Drain(local::Drain { deadline_ms }), vec![]);
+        Instant::now() + DRAIN + CUT
     }
 
     pub(super) fn kill_proxy(&mut self) {

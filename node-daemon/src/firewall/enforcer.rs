@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::FirewallError;
+use super::express::Express;
 use super::interfaces;
 use super::netlink::{Batch, Netlink, OWNED_AND_PERSISTENT};
 use super::policy::Posture;
@@ -22,6 +23,7 @@ pub(crate) struct Enforcer {
     only_interfaces: Option<Vec<String>>,
     secret: u32,
     lease_deadline: Option<u64>,
+    express: Express,
     applied: Option<Applied>,
 }
 
@@ -43,6 +45,7 @@ impl Enforcer {
             only_interfaces,
             secret: random_mark()?,
             lease_deadline: None,
+            express: Express::default(),
             applied: None,
         })
     }
@@ -61,6 +64,7 @@ impl Enforcer {
     /// Puts `posture` in force in one batch; the lease goes on. After an error, what was in force before still is.
     pub(crate) fn apply(&mut self, posture: Posture) -> Result<(), FirewallError> {
         let interfaces = self.interfaces()?;
+        self.express.occupy(&interfaces).map_err(FirewallError::Express)?;
         let ruleset = Ruleset::new(&posture, self.secret, &interfaces);
         if self.has_the_chains_of(&ruleset)? {
             self.netlink.commit(&Batch::exchange_rules(&ruleset))?;
@@ -123,6 +127,7 @@ impl Enforcer {
         let posture = applied.posture.clone();
         let found = self.netlink.dump()?;
         let present = self.interfaces()?;
+        self.express.occupy(&present).map_err(FirewallError::Express)?;
         let fault = if found.is_empty() {
             "our tables were gone".to_owned()
         } else if present != interfaces {

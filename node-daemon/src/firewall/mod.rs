@@ -5,6 +5,7 @@
 //! so that the socket that owns the tables lives as long as the daemon does.
 
 mod enforcer;
+mod express;
 mod expression;
 mod interfaces;
 pub(crate) mod netlink;
@@ -43,6 +44,8 @@ pub(crate) enum FirewallError {
     Netlink(#[from] NetlinkError),
     #[error("packet filter: cannot list network interfaces: {0}")]
     Interfaces(io::Error),
+    #[error("packet filter: {0}. Which process has an AF_XDP socket: ss --xdp -p")]
+    Express(io::Error),
     #[error("packet filter: no random mark: {0}")]
     Random(io::Error),
     #[error("packet filter: cannot start its thread: {0}")]

@@ -2,6 +2,7 @@
 
 pub(crate) mod exec;
 pub(crate) mod listeners;
+pub(crate) mod ports;
 
 use std::fs::OpenOptions;
 use std::io;

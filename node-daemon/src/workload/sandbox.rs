@@ -9,6 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
+use landlock::{
+    AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError,
+};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -43,6 +47,10 @@ pub(crate) enum SandboxError {
     Mounts(io::Error),
     #[error("sandbox: cannot drop capabilities: {0}")]
     Capabilities(#[from] caps::errors::CapsError),
+    #[error("sandbox: cannot shut other processes' files (a kernel with Landlock, 5.19 or later, is needed): {0}")]
+    Landlock(#[from] RulesetError),
+    #[error("sandbox: cannot open /: {0}")]
+    Root(#[from] PathFdError),
     #[error("sandbox: {0}")]
     Seccomp(#[from] SeccompError),
 }
@@ -53,7 +61,22 @@ pub(super) fn enter(run_dir: &Path) -> Result<(), SandboxError> {
     drop_capabilities()?;
     nix::sys::prctl::set_no_new_privs()
         .map_err(|source| SandboxError::Step { what: "set no_new_privs".to_owned(), source })?;
+    leave_other_processes_alone()?;
     seccomp::apply()?;
+    Ok(())
+}
+
+/// In a Landlock domain: whoever is in one has no access to processes outside of it, whatever their user. Without it,
+/// /proc/PID/root of a host's process with no more capabilities than ours leads to a mount namespace where the cgroups can
+/// be written to. Nothing else is restricted: moving files between directories, which every domain is denied, is allowed
+/// again everywhere.
+fn leave_other_processes_alone() -> Result<(), SandboxError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::Refer)?
+        .create()?
+        .add_rule(PathBeneath::new(PathFd::new("/")?, AccessFs::Refer))?
+        .restrict_self()?;
     Ok(())
 }
 
