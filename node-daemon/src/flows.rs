@@ -167,13 +167,23 @@ fn between_loopback_addresses(family: u8, id: &[u8; SOCKET_ID]) -> bool {
 mod tests {
     use std::io::Read;
     use std::net::{SocketAddr, TcpListener, TcpStream};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
     fn pair(address: SocketAddr) -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(address).expect("listen");
-        let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        let address = listener.local_addr().expect("address");
+        // The kernel makes the route to a new address a little later than the address.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let client = loop {
+            match TcpStream::connect(address) {
+                Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable && Instant::now() < deadline => {
+                    std::thread::park_timeout(Duration::from_millis(5));
+                }
+                connected => break connected.expect("connect"),
+            }
+        };
         client.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
         (client, listener.accept().expect("accept").0)
     }
