@@ -144,38 +144,40 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
         }
     }
     let mut progress = Progress::new(settings, &scenarios, field.len());
-    for round in 0..settings.rounds.max(settings.idle_rounds) {
-        for &scenario in &scenarios {
-            if round >= if scenario.is_heavy() { settings.idle_rounds } else { settings.rounds } {
-                continue;
-            }
-            // Whoever comes first in a round comes last in the next: being warmed up by a neighbour evens out.
-            for turn in 0..field.len() {
-                let place = (turn + round) % field.len();
-                let Some(contender) = field[place].take() else { continue };
-                let name = contender.kind().name().to_owned();
-                let at = Measurement { scenario, contender: &name, round };
-                let (contender, result) = take_turn(&at, contender, &site, settings).await;
-                field[place] = contender;
-                progress.step(&at, &result);
-                match result {
-                    Ok(sample) => results.record(&at, sample)?,
-                    Err(error) => {
-                        results.failed(
-                            at.contender,
-                            Some(scenario.to_string()),
-                            format!("round {}: {error}", round + 1),
-                        );
-                    }
+    for (round, scenario, time) in schedule(settings, &scenarios) {
+        let round = round * scenario.times_a_round() + time;
+        // Whoever comes first in a round comes last in the next: being warmed up by a neighbour evens out.
+        for turn in 0..field.len() {
+            let place = (turn + round) % field.len();
+            let Some(contender) = field[place].take() else { continue };
+            let name = contender.kind().name().to_owned();
+            let at = Measurement { scenario, contender: &name, round };
+            let (contender, result) = take_turn(&at, contender, &site, settings).await;
+            field[place] = contender;
+            progress.step(&at, &result);
+            match result {
+                Ok(sample) => results.record(&at, sample)?,
+                Err(error) => {
+                    results.failed(at.contender, Some(scenario.to_string()), format!("round {}: {error}", round + 1));
                 }
-                tokio::time::sleep(SETTLE).await;
             }
+            tokio::time::sleep(SETTLE).await;
         }
     }
     for contender in field.into_iter().flatten() {
         contender.stop().await?;
     }
     server.kill().await.map_err(BenchError::file("stopping", "the server"))
+}
+
+/// What is measured after what: round by round, scenario by scenario.
+fn schedule(settings: &Settings, scenarios: &[Scenario]) -> Vec<(usize, Scenario, usize)> {
+    let rounds = |scenario: Scenario| if scenario.is_heavy() { settings.idle_rounds } else { settings.rounds };
+    (0..settings.rounds.max(settings.idle_rounds))
+        .flat_map(|round| scenarios.iter().map(move |&scenario| (round, scenario)))
+        .filter(|&(round, scenario)| round < rounds(scenario))
+        .flat_map(|(round, scenario)| (0..scenario.times_a_round()).map(move |time| (round, scenario, time)))
+        .collect()
 }
 
 /// One measurement; gives the contender back, unless it could not be started again.
@@ -235,9 +237,7 @@ struct Progress {
 
 impl Progress {
     fn new(settings: &Settings, scenarios: &[Scenario], contenders: usize) -> Self {
-        let heavy = scenarios.iter().filter(|s| s.is_heavy()).count();
-        let runs = (scenarios.len() - heavy) * settings.rounds + heavy * settings.idle_rounds;
-        Self { done: 0, total: runs * contenders, start: Instant::now() }
+        Self { done: 0, total: schedule(settings, scenarios).len() * contenders, start: Instant::now() }
     }
 
     fn step(&mut self, at: &Measurement<'_>, result: &Result<Sample, BenchError>) {

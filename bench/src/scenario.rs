@@ -56,6 +56,12 @@ impl Scenario {
         matches!(self, Self::Idle(_) | Self::Open(_))
     }
 
+    /// How often a round measures it. The tail at a fixed rate is the noisiest figure of all: any thread of the kernel
+    /// that holds a processor for a few milliseconds is in it.
+    pub fn times_a_round(self) -> usize {
+        if matches!(self, Self::Fixed(_)) { 2 } else { 1 }
+    }
+
     /// What it is, for people.
     pub fn describe(self) -> String {
         match self {

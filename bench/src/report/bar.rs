@@ -1,5 +1,6 @@
 //! The bar: what `us` must reach against the better of haproxy and stunnel in the same run.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -10,17 +11,47 @@ use crate::stats::{Ratio, median};
 struct Rule {
     scenario: &'static str,
     figure: &'static str,
-    /// Higher is better: at least this ratio. Otherwise: at most.
-    higher: bool,
-    need: f64,
+    claim: Claim,
+}
+
+enum Claim {
+    /// Higher is better, and the median ratio is at least this.
+    AtLeast(f64),
+    /// Lower is better, and that the peer is the lower one is not shown: an interval that lies above 1 refutes it, not a
+    /// median, or two contenders that are equally good would fail every second run.
+    NoWorse,
 }
 
 const RULES: [Rule; 4] = [
-    Rule { scenario: "rr-16", figure: "rate", higher: true, need: 1.3 },
-    Rule { scenario: "stream-4", figure: "gbit_s", higher: true, need: 1.2 },
-    Rule { scenario: "crr-8", figure: "rate", higher: true, need: 3.0 },
-    Rule { scenario: "fixed-4k", figure: "p99_us", higher: false, need: 1.0 },
+    Rule { scenario: "rr-16", figure: "rate", claim: Claim::AtLeast(1.3) },
+    Rule { scenario: "stream-4", figure: "gbit_s", claim: Claim::AtLeast(1.2) },
+    Rule { scenario: "crr-8", figure: "rate", claim: Claim::AtLeast(3.0) },
+    Rule { scenario: "fixed-4k", figure: "p99_us", claim: Claim::NoWorse },
 ];
+
+impl Claim {
+    fn is_met(&self, ratio: &Ratio) -> bool {
+        match self {
+            Self::AtLeast(need) => ratio.ratio >= *need,
+            Self::NoWorse => ratio.ci95[0] <= 1.0,
+        }
+    }
+
+    /// Orders figures: the better one is the greater.
+    fn compare(&self, a: f64, b: f64) -> Ordering {
+        match self {
+            Self::AtLeast(_) => a.total_cmp(&b),
+            Self::NoWorse => b.total_cmp(&a),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::AtLeast(need) => format!("≥ {need:.2}×"),
+            Self::NoWorse => "no worse".into(),
+        }
+    }
+}
 
 const PEERS: [&str; 2] = ["haproxy", "stunnel"];
 
@@ -44,17 +75,16 @@ pub struct Row {
     pub note: Option<String>,
 }
 
-/// Judges every rule. The median ratio decides; the interval beside it says how sure that is.
+/// Judges every rule. Whoever is to be *better* shows it by the median ratio; the interval beside it says how sure that is.
 pub fn evaluate(settings: &Settings, results: &Results) -> Vec<Row> {
     RULES.iter().map(|rule| row(rule, settings, results)).collect()
 }
 
 fn row(rule: &Rule, settings: &Settings, results: &Results) -> Row {
-    let sign = if rule.higher { '≥' } else { '≤' };
     let mut row = Row {
         scenario: rule.scenario.into(),
         figure: rule.figure.into(),
-        need: format!("{sign} {:.2}×", rule.need),
+        need: rule.claim.text(),
         peer: None,
         measured: None,
         met: None,
@@ -72,8 +102,8 @@ fn row(rule: &Rule, settings: &Settings, results: &Results) -> Row {
         let rounds = results.get(rule.scenario, contender)?.rounds(rule.figure);
         median(&rounds.into_iter().flatten().collect::<Vec<_>>())
     };
-    let better = |a: &f64, b: &f64| if rule.higher { a.total_cmp(b) } else { b.total_cmp(a) };
-    let best = PEERS.into_iter().filter_map(|p| Some((p, figure(p)?))).max_by(|(_, a), (_, b)| better(a, b));
+    let best =
+        PEERS.into_iter().filter_map(|p| Some((p, figure(p)?))).max_by(|(_, a), (_, b)| rule.claim.compare(*a, *b));
     let Some((peer, _)) = best else {
         row.met = Some(false);
         row.note = Some("neither haproxy nor stunnel could be measured".into());
@@ -81,9 +111,7 @@ fn row(rule: &Rule, settings: &Settings, results: &Results) -> Row {
     };
     row.peer = Some(peer.into());
     row.measured = results.ratio(rule.scenario, rule.figure, "us", peer);
-    row.met = Some(
-        row.measured.as_ref().is_some_and(|r| if rule.higher { r.ratio >= rule.need } else { r.ratio <= rule.need }),
-    );
+    row.met = Some(row.measured.as_ref().is_some_and(|ratio| rule.claim.is_met(ratio)));
     if row.measured.is_none() {
         row.note = Some("us could not be measured".into());
     }
@@ -154,7 +182,22 @@ mod tests {
             )
         };
         assert_eq!(judge(&[300.0]), Some(true));
-        assert_eq!(judge(&[301.0]), Some(false));
+        assert_eq!(judge(&[301.0]), Some(false), "worse than haproxy, if better than stunnel");
+    }
+
+    #[test]
+    fn r37_no_worse_is_refuted_by_an_interval_that_lies_above_and_not_by_a_noisy_median() {
+        let judge = |us: &[f64]| {
+            verdict(
+                &[
+                    ("fixed-4k", "us", "p99_us", us),
+                    ("fixed-4k", "haproxy", "p99_us", &[300.0, 900.0, 310.0, 1500.0, 305.0, 400.0, 320.0]),
+                ],
+                "fixed-4k",
+            )
+        };
+        assert_eq!(judge(&[350.0, 320.0, 1400.0, 290.0, 800.0, 330.0, 310.0]), Some(true), "as noisy, as good");
+        assert_eq!(judge(&[450.0, 1350.0, 470.0, 2300.0, 460.0, 600.0, 480.0]), Some(false), "half as much again");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod socket;
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -23,8 +24,9 @@ use crate::worker::registry::{Cut, Flow};
 /// What the opener may send before the flow is accepted: one record. A retry on another tunnel can repeat it.
 pub const OPTIMISTIC: usize = 16 * 1024 - 1024;
 
-/// After so many bytes a flow lets the worker's other flows have a turn.
-const TURN: usize = 512 * 1024;
+/// After so many bytes a flow lets the worker's other flows have a turn: less than one full buffer in each direction, so
+/// that small messages beside it wait for a few copies and never for a series of them.
+const TURN: usize = 128 * 1024;
 
 /// What a cut flow may still receive before the tunnel itself is given up. More than socket buffers hold.
 const MAX_DISCARDED: usize = 64 * 1024 * 1024;
@@ -104,6 +106,15 @@ impl<'a> Relay<'a> {
     }
 }
 
+/// Lets the worker look at its sockets and go on with others first. (A task that just wakes itself is polled again and
+/// again before the sockets are looked at.)
+pub fn give_way<T>(context: &mut Context<'_>) -> Poll<T> {
+    if pin!(tokio::task::yield_now()).poll(context).is_ready() {
+        context.waker().wake_by_ref();
+    }
+    Poll::Pending
+}
+
 struct State<'a> {
     app: Option<Socket>,
     tunnel: &'a mut Tunnel,
@@ -150,8 +161,7 @@ impl State<'_> {
                 return Poll::Pending;
             }
             if turn > TURN {
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+                return give_way(context);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{Ending, OPTIMISTIC};
+use super::{Ending, OPTIMISTIC, give_way};
 use crate::relay::socket::Socket;
 use crate::tunnel::link::LinkError;
 use crate::tunnel::oct::exchange::{Direction, Exchange};
@@ -71,6 +71,7 @@ impl<'a> SharedRelay<'a> {
             app_shut: false,
             allowance: OPTIMISTIC,
             ending: None,
+            more: false,
             bulk: Some(bulk),
         };
         poll_fn(move |context| state.poll(context))
@@ -89,6 +90,8 @@ struct State<'a, F> {
     app_shut: bool,
     allowance: usize,
     ending: Option<Ending>,
+    /// Its turn was over before the application had nothing more to say.
+    more: bool,
     bulk: Option<F>,
 }
 
@@ -105,6 +108,7 @@ impl<F: FnOnce()> State<'_, F> {
         }
         match self.step(context) {
             Ok(Some(outcome)) => Poll::Ready(outcome),
+            Ok(None) if self.more => give_way(context),
             Ok(None) => Poll::Pending,
             Err(error) => {
                 // Whatever fails here is the tunnel's: its task ends it for everybody.
@@ -153,6 +157,7 @@ impl<F: FnOnce()> State<'_, F> {
     // --- application → tunnel ---------------------------------------------------------------------------------------
 
     fn outward(&mut self, context: &mut Context<'_>) -> Result<(), LinkError> {
+        self.more = false;
         for _ in 0..TURN {
             let limit =
                 if self.unanswered() { self.allowance } else { usize::MAX }.min(self.stream.credit.get() as usize);
@@ -194,7 +199,7 @@ impl<F: FnOnce()> State<'_, F> {
                 bulk();
             }
         }
-        context.waker().wake_by_ref();
+        self.more = true;
         Ok(())
     }
 

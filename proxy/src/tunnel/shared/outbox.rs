@@ -48,6 +48,11 @@ impl Outbox {
         self.buffer.is_none()
     }
 
+    /// Bytes that wait to be sent.
+    pub fn len(&self) -> usize {
+        if self.buffer.is_some() { self.sealed - self.sent + self.open } else { 0 }
+    }
+
     /// Packs an encoded control frame. `false` means that the peer makes us say more than it reads.
     pub fn control(&mut self, frame: &[u8], session: &mut Session) -> Result<bool, LinkError> {
         self.begin();
