@@ -7,7 +7,7 @@ use opencluster_proxy::tunnel::oct::frame::{HEADER, Open};
 fuzz_target!(|payload: &[u8]| {
     if let Ok(open) = Open::parse(payload) {
         let mut frame = Vec::new();
-        open.encode(&mut frame);
+        open.encode(None, &mut frame);
         assert_eq!(&frame[HEADER..], payload);
     }
 });
