@@ -74,6 +74,7 @@ pub struct Metrics {
     open_tunnels: Family<WorkerLabels, Gauge>,
     idle_tunnels: Family<WorkerLabels, Gauge>,
     buffer_bytes: Family<WorkerLabels, Gauge>,
+    tasks: Family<WorkerLabels, Gauge>,
     log_dropped: Arc<AtomicU64>,
     log_dropped_gauge: Gauge,
 }
@@ -104,6 +105,7 @@ impl Default for Metrics {
             open_tunnels: Family::default(),
             idle_tunnels: Family::default(),
             buffer_bytes: Family::default(),
+            tasks: Family::default(),
             log_dropped: Arc::default(),
             log_dropped_gauge: Gauge::default(),
             registry: Registry::default(),
@@ -123,6 +125,7 @@ impl Default for Metrics {
         registry.register("open_tunnels", "Inbound tunnels that are open", metrics.open_tunnels.clone());
         registry.register("idle_tunnels", "Idle tunnels in pools", metrics.idle_tunnels.clone());
         registry.register("buffer_bytes", "Memory that flows hold in buffers", metrics.buffer_bytes.clone());
+        registry.register("tasks", "Tasks that a worker runs", metrics.tasks.clone());
         registry.register("log_dropped", "Access log entries that were dropped", metrics.log_dropped_gauge.clone());
         let finished = [Side::Outbound, Side::Inbound]
             .map(|side| metrics.ended.get_or_create_owned(&ReasonLabels { direction: side.name(), reason: FINISHED }));
@@ -162,11 +165,12 @@ impl Metrics {
     }
 
     /// Notes what worker `number` holds.
-    pub fn note_worker(&self, number: usize, flows: usize, tunnels: usize, buffers: usize) {
+    pub fn note_worker(&self, number: usize, flows: usize, tunnels: usize, buffers: usize, tasks: usize) {
         let labels = WorkerLabels { worker: number as u64 };
         self.open_flows.get_or_create(&labels).set(flows as i64);
         self.open_tunnels.get_or_create(&labels).set(tunnels as i64);
         self.buffer_bytes.get_or_create(&labels).set(buffers as i64);
+        self.tasks.get_or_create(&labels).set(tasks as i64);
     }
 
     /// Notes how many idle tunnels worker `number` keeps.

@@ -357,7 +357,8 @@ impl Worker {
         let metrics = &self.shared.metrics;
         metrics.set_log_dropped(self.shared.log.dropped());
         let (flows, tunnels) = (self.registry.flow_count(), self.registry.held_count());
-        metrics.note_worker(self.number, flows, tunnels, buffer::lent());
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        metrics.note_worker(self.number, flows, tunnels, buffer::lent(), tasks);
         if ticks.is_multiple_of(4) {
             let now = Instant::now();
             let limits = &self.shared.limits;
