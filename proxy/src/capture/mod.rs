@@ -168,12 +168,13 @@ type NotCarried = (Socket, CaptureError);
 
 /// Over a shared tunnel, as flows begin.
 async fn share(worker: &Worker, flow: &FlowGuard, pair: &Rc<Pair>, app: Socket) -> Result<Ending, NotCarried> {
+    // Gives the application's first bytes the time to arrive, so that they leave together with OPEN.
+    tokio::task::yield_now().await;
+    // From here to OPEN nobody else may run: the tunnel has a place for this flow *now*.
     let hub = match pair.hub().await {
         Ok(hub) => hub,
         Err(error) => return Err((app, error.into())),
     };
-    // Gives the application's first bytes the time to arrive, so that they leave together with OPEN.
-    tokio::task::yield_now().await;
     if let Some(reason) = hub.info.revoked(&worker.shared.trust) {
         return Err((app, CaptureError::Cut(Cut::Identity(reason))));
     }

@@ -55,6 +55,22 @@ fn r34_small_flows_share_one_tunnel() {
     assert_eq!(handshakes(&world.a), 2);
 }
 
+/// All of them find that there is no tunnel yet, and wait for the same one.
+#[test]
+fn r34_a_crowd_that_comes_at_once_is_spread_over_tunnels() {
+    let world = World::new(echo);
+    let mut flows: Vec<_> = (0..600).map(|_| world.connect()).collect();
+    for flow in &mut flows {
+        flow.write_all(b"marco").expect("write");
+    }
+    for flow in &mut flows {
+        let mut answer = [0; 5];
+        flow.read_exact(&mut answer).expect("read");
+        assert_eq!(&answer, b"marco");
+    }
+    assert_eq!(handshakes(&world.a), 600_u64.div_ceil(STREAMS as u64));
+}
+
 #[test]
 fn r37_a_bulk_flow_gets_a_tunnel_of_its_own() {
     let world = World::with(echo, &Limits { warm_tunnels: 0, ..Limits::default() }, 1);
