@@ -3,6 +3,7 @@
 #   make demo     see it work: two hosts, real applications, an intruder, a lost controller
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
 #   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
+#   make profile SCENARIO=rr-16   where the proxies' time goes, as a flame graph
 #   make bench-instructions   the hot path's instructions under callgrind, against bench/instructions.txt
 #   make build    the five programs, in target/release
 #   make lint     formatting, clippy, licences
@@ -19,7 +20,7 @@ PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-prox
 UNITS    := opencluster-controller.service opencluster-node.service opencluster-node-block.service
 
 .DEFAULT_GOAL := build
-.PHONY: build test demo bench bench-quick bench-instructions lint clean install
+.PHONY: build test demo bench bench-quick bench-instructions profile lint clean install
 
 build:
 	@scripts/debian-packages.sh build
@@ -42,6 +43,10 @@ bench-quick:
 	@$(MAKE) bench BENCH="--quick $(BENCH)"
 
 # Instructions of the hot path under callgrind: a guard that does not depend on how busy the machine is.
+profile: build
+	@scripts/debian-packages.sh profile
+	@scripts/profile.sh $(or $(SCENARIO),rr-16)
+
 bench-instructions:
 	@scripts/debian-packages.sh instructions
 	@CARGO="$(CARGO)" scripts/bench-instructions.sh $(BENCH)

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::contender::External;
 use crate::error::BenchError;
 use crate::load::{self, Listeners, Outcome, Pattern, Plan};
+use crate::report::flame::Profile;
 use crate::report::{Machine, Report, markdown};
 use crate::runner::{self, Results, Settings};
 use crate::scenario::Scenario;
@@ -126,6 +127,12 @@ enum Command {
     },
     /// One run of the load generator's client; prints its outcome as JSON
     Load(LoadArgs),
+    /// A flame graph (SVG) of what `perf script -F comm,ip,sym` prints, from standard input
+    Flame {
+        /// What it shows
+        #[arg(long, default_value = "Profile")]
+        title: String,
+    },
     /// Remove what a killed run left behind
     Clean {
         /// Name of the run
@@ -199,6 +206,7 @@ pub fn main() -> ExitCode {
             load::serve(&Listeners { echo, sink, source }, || print_line("ready")).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Load(args)) => client(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Flame { title }) => flame(&title).map(|()| ExitCode::SUCCESS),
         Some(Command::Clean { name }) => runtime().and_then(|rt| rt.block_on(clean(&name))).map(|()| ExitCode::SUCCESS),
         Some(Command::Enter { net, parent, command }) => Err(process::enter(&net, parent, &command)),
     };
@@ -246,6 +254,16 @@ async fn until_signal(settings: &Settings, results: &mut Results) -> Result<(), 
     let removed = topology.remove_all().await;
     let cleaned = contender::clean(&settings.name).await;
     outcome.and(removed).and(cleaned)
+}
+
+fn flame(title: &str) -> Result<(), BenchError> {
+    let profile = Profile::read(std::io::stdin().lock()).map_err(BenchError::file("reading", "standard input"))?;
+    if profile.samples() == 0 {
+        return Err(BenchError::Usage(
+            "there are no samples on standard input: is it the output of `perf script -F comm,ip,sym`?".into(),
+        ));
+    }
+    print_line(&profile.svg(title))
 }
 
 async fn clean(name: &str) -> Result<(), BenchError> {

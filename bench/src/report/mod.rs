@@ -1,6 +1,7 @@
 //! The report: JSON for programs, Markdown and SVG for people, and the verdict on the bar.
 
 pub mod bar;
+pub mod flame;
 mod lines;
 pub mod markdown;
 pub mod svg;
