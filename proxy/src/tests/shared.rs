@@ -222,6 +222,37 @@ fn r34_slow_readers_stall_nobody_are_held_up_themselves_and_lose_nothing() {
     World::echo(&mut quick);
 }
 
+/// Longer than the kernel waits for a tunnel's peer that takes nothing, in tests.
+const BREAK: Duration = Duration::from_secs(5);
+
+#[test]
+fn r37_a_download_survives_a_reader_who_takes_a_break() {
+    for sharing in [true, false] {
+        let world = World::with(
+            |mut stream| {
+                stream.read_exact(&mut [0]).expect("request");
+                for _ in 0..3 {
+                    stream.write_all(pattern()).expect("write");
+                }
+            },
+            &Limits { sharing, ..Limits::default() },
+            1,
+        );
+        let mut stream = world.connect();
+        stream.write_all(b"d").expect("write");
+        let mut piece = vec![0; MUCH / 4];
+        stream.read_exact(&mut piece).expect("read");
+        assert!(piece == pattern()[..MUCH / 4]);
+        assert_eq!(promotions(&world.a), u64::from(sharing), "it is on a tunnel of its own");
+        thread::park_timeout(BREAK);
+        let sent = live_flows(&world.b).iter().map(|(_, sent)| *sent).max().unwrap_or(0);
+        assert!((1..3 * MUCH as u64).contains(&sent), "nothing waited for the reader: {sent} bytes sent");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("the rest");
+        assert!(rest == [&pattern()[MUCH / 4..], pattern(), pattern()].concat(), "{} bytes came", rest.len());
+    }
+}
+
 #[test]
 fn a_reset_in_the_middle_of_a_move_ends_both_sides() {
     let world = World::new(echo);

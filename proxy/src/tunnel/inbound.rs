@@ -111,6 +111,9 @@ async fn handshake(
     let svid = shared.svids.by_server_name(name).ok_or(InboundError::NoIdentity)?;
     let local = Party::local(&worker.intern(svid.id()), &svid);
     let info = Rc::new(TunnelInfo::new(local, &remote, peer, &established.agreed));
+    if established.agreed.framing == Framing::Leased {
+        super::tune_leased(&stream)?;
+    }
     let socket = Socket::new(stream)?;
     let carrier = match established.agreed.framing {
         Framing::Leased => Tunnel::from_handshake(socket, established).map(|tunnel| Carrier::Leased(Box::new(tunnel))),

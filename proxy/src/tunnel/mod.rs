@@ -16,8 +16,11 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// How long data may stay unacknowledged before the other node is taken for dead.
+/// How long a handshake's or a shared tunnel's data may stay unacknowledged before the other node is taken for dead.
+#[cfg(not(test))]
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
+#[cfg(test)]
+const USER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Socket options of a tunnel: no Nagle, and a dead peer is noticed. Send and receive buffers stay under the kernel's
 /// own tuning, which a fixed size would switch off.
@@ -28,4 +31,12 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Socket options of a leased tunnel, after its handshake. It stands still for as long as the application at its end does
+/// not read, and the kernel's limit does not tell that from a node that is gone: a player that is paused for half a minute
+/// would lose its flow. A node that is gone loses its lease, which cuts its tunnels on all others; and retransmissions that
+/// nobody acknowledges end a tunnel as they end any TCP connection. (A shared tunnel is always read.)
+fn tune_leased(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(None)
 }

@@ -510,6 +510,8 @@ impl Pair {
         let opened = self.connect_and_shake_hands(&self.config).await;
         self.count(opened.is_ok());
         let (socket, established, info) = opened?;
+        super::tune_leased(socket.stream())
+            .map_err(|source| OpenError::Connect { address: self.address, source: Arc::new(source) })?;
         let tunnel = Tunnel::from_handshake(socket, established).ok_or(OpenError::Unexpected(self.address))?;
         Ok(Leased { tunnel: Box::new(tunnel), info, reused: false, home: None })
     }
