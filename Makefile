@@ -2,6 +2,7 @@
 #
 #   make demo     see it work: two hosts, real applications, an intruder, a lost controller
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
+#   make soak     the same for long: a million flows that leave nothing behind, mixtures of a minute (about 10 minutes)
 #   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
 #   make profile SCENARIO=rr-16   where the proxies' time goes, as a flame graph
 #   make bench-instructions   the hot path's instructions under callgrind, against bench/instructions.txt
@@ -20,7 +21,7 @@ PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-prox
 UNITS    := opencluster-controller.service opencluster-node.service opencluster-node-block.service
 
 .DEFAULT_GOAL := build
-.PHONY: build test demo bench bench-quick bench-instructions profile lint clean install
+.PHONY: build test soak demo bench bench-quick bench-instructions profile lint clean install
 
 build:
 	@scripts/debian-packages.sh build
@@ -30,6 +31,12 @@ build:
 test: build
 	@scripts/debian-packages.sh test
 	$(CARGO) test --locked --workspace
+
+# What `make test` does in short, as long as a release is tested with.
+soak: build
+	@scripts/debian-packages.sh test
+	OPENCLUSTER_SOAK_FLOWS=1000000 OPENCLUSTER_MIX_SECONDS=60 \
+	    $(CARGO) test --locked -p opencluster-integration --test r37_leaks --test r37_data_path -- --nocapture
 
 demo: build
 	@scripts/debian-packages.sh demo

@@ -47,6 +47,17 @@ pub enum Event {
         /// Echoes on this connection.
         echoes: u64,
     },
+    /// `churn`: all flows have ended.
+    Churned {
+        /// How many there were.
+        count: u64,
+        /// Flows that did not go as they should.
+        failed: u64,
+        /// The first of those.
+        error: Option<String>,
+        /// How long it took.
+        milliseconds: u64,
+    },
     /// `mix`: all flows have ended.
     Mixed {
         /// Flows that were echoed to their end, byte by byte.

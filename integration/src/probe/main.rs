@@ -6,6 +6,7 @@
 
 mod attack;
 mod bypass;
+mod churn;
 mod echo;
 mod flows;
 mod identity;
@@ -35,6 +36,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Very many short flows, with ends of all kinds
+    Churn(churn::Options),
     /// Echo whatever arrives, on every connection, until its end
     Echo(echo::Options),
     /// Hold many connections; every line on standard input asks all of them for an echo
@@ -78,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = match command {
+        Command::Churn(options) => runtime.block_on(churn::run(&options)),
         Command::Echo(options) => runtime.block_on(echo::serve(&options)),
         Command::Flows(options) => runtime.block_on(flows::hold(options)),
         Command::Mix(options) => runtime.block_on(mix::run(&options)),
