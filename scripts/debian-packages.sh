@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing of the given Debian packages, quietly, and starts nothing.
 #
-#   scripts/debian-packages.sh build|test|demo|bench|profile|instructions
+#   scripts/debian-packages.sh build|test|vm|demo|bench|profile|instructions
 #
 # Services that packages bring along (nginx, Redis, PostgreSQL) stay stopped and disabled, and no database cluster is made:
 # the rig runs the programs itself, in its own namespaces and directories.
@@ -12,11 +12,12 @@ rig="iproute2 nftables util-linux procps tcpdump"
 case "${1:-}" in
     build) packages="$build" ;;
     test) packages="$build $rig curl haproxy" ;;
+    vm) packages="$build $rig qemu-system-x86 qemu-utils xz-utils" ;;
     demo) packages="$build $rig curl nginx-light redis-server redis-tools postgresql postgresql-contrib iperf3" ;;
     bench) packages="$build $rig haproxy stunnel4 openssl nginx-light libnginx-mod-stream wireguard-go wireguard-tools" ;;
     profile) packages="$build $rig linux-perf" ;;
     instructions) packages="$build valgrind" ;;
-    *) echo "usage: $0 build|test|demo|bench|profile|instructions" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|vm|demo|bench|profile|instructions" >&2; exit 2 ;;
 esac
 
 installed() {

@@ -255,9 +255,14 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// What a failed test is understood by: the daemons' logs, in target/integration/TEST.
+    /// Where logs are kept: target/integration/TEST.
+    pub fn logs(&self) -> PathBuf {
+        self.rig.binaries.target().join("integration").join(&self.test)
+    }
+
+    /// What a failed test is understood by: the daemons' logs.
     fn keep_logs(&self) -> anyhow::Result<()> {
-        let kept = self.rig.binaries.target().join("integration").join(&self.test);
+        let kept = self.logs();
         fs::create_dir_all(&kept)?;
         for host in &self.rig.record.layout.hosts {
             for (log, what) in

@@ -30,8 +30,9 @@ pub const TUNNEL_PORT: u16 = 15443;
 
 const CONTROLLER_ADDRESS: u8 = 2;
 const FIRST_NODE: u8 = 11;
+const FIRST_GUEST: u8 = 180;
 const FIRST_BARE: u8 = 200;
-const MOST_NODES: usize = (FIRST_BARE - FIRST_NODE) as usize;
+const MOST_NODES: usize = (FIRST_GUEST - FIRST_NODE) as usize;
 const MOST_BARE: usize = 50;
 
 /// What is wrong with the names that were asked for.
@@ -173,6 +174,12 @@ fn check_host_name(name: &str) -> Result<(), LayoutError> {
         return Err(LayoutError::Reserved(name.to_owned()));
     }
     Ok(())
+}
+
+/// A node of a rig that is a virtual machine, not a namespace: what is its own hangs on the switch. `index` is from 0.
+pub fn guest(rig: &str, name: &str, index: u8) -> Host {
+    let host = host(rig, name, Role::Node, FIRST_GUEST.saturating_add(index), usize::from(index));
+    Host { netns: netns(rig, SWITCH), port: format!("tap-{name}"), ..host }
 }
 
 /// The namespace of a host of a rig.

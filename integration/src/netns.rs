@@ -127,6 +127,18 @@ fn switch_off(netns: &str, setting: &'static str) -> Result<(), NetnsError> {
     outcome.map_err(|source| NetnsError::Setting { netns: netns.to_owned(), setting, source })
 }
 
+/// Makes a tap device in a namespace and connects it to the bridge there.
+pub fn add_tap(netns: &str, tap: &str, bridge: &str) -> Result<(), NetnsError> {
+    batch(
+        Some(netns),
+        &[
+            format!("tuntap add dev {tap} mode tap"),
+            format!("link set {tap} master {bridge}"),
+            format!("link set {tap} up"),
+        ],
+    )
+}
+
 /// Runs many commands by one `ip`.
 fn batch(netns: Option<&str>, commands: &[String]) -> Result<(), NetnsError> {
     let mut arguments = Vec::new();

@@ -27,7 +27,7 @@ use crate::state::{Lock, Record, StateDir, StateError};
 pub const TRUST_DOMAIN: &str = "rig.test";
 
 /// The user that proxies run as.
-const PROXY_USER: u32 = 65533;
+pub(crate) const PROXY_USER: u32 = 65533;
 
 /// How long each step of the start may take: far more than it needs, so that a slow machine is not taken for a fault.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -394,7 +394,7 @@ fn workloads_by_node(items: &[serde_json::Value]) -> BTreeMap<String, Vec<String
 }
 
 /// A node's own resource and that of the workload which is named like it.
-fn node_documents(host: &Host) -> String {
+pub(crate) fn node_documents(host: &Host) -> String {
     let Host { name, v4, v6, .. } = host;
     let node = json!({"apiVersion": "opencluster/v1", "kind": "Node", "metadata": {"name": name},
         "spec": {"addresses": [v4, v6]}});

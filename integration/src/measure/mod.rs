@@ -6,14 +6,11 @@ mod figures;
 mod real;
 mod simulated;
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use opencluster_integration::binaries::Binaries;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// See [`revocation`].
 #[derive(Args, Debug)]
@@ -52,27 +49,9 @@ pub(crate) fn revocation(options: &Options) -> anyhow::Result<()> {
     let met = figures::all_below(&report, "last_acknowledgement_ms", BAR_MS);
     report["ok"] = met.into();
     println!("{}", serde_json::to_string_pretty(&report)?);
-    let path = Binaries::locate()?.target().join("bench/report.json");
-    merge(&path, "revocation", report)?;
-    eprintln!("written to {}", path.display());
+    let target = Binaries::locate()?.target().to_owned();
+    opencluster_integration::figures::record(&target, "revocation", report)?;
+    eprintln!("written to {}", target.join("bench/report.json").display());
     ensure!(met, "the bar is not met: p99 from command to last acknowledgement at most {BAR_MS} ms");
-    Ok(())
-}
-
-/// Puts figures under `failclosed`; what else is in the report stays.
-fn merge(path: &Path, name: &str, figures: Value) -> anyhow::Result<()> {
-    let mut report = match fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    report["failclosed"][name] = figures;
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    // Whoever reads meanwhile sees the old one or the new one.
-    let fresh = path.with_extension("json.new");
-    fs::write(&fresh, serde_json::to_string_pretty(&report)? + "\n")?;
-    fs::rename(&fresh, path)?;
     Ok(())
 }
