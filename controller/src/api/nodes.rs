@@ -15,7 +15,7 @@ use super::auth::{Allowed, Changes, Reads};
 use super::extract::JsonBody;
 use super::problem::ApiError;
 use super::revocations::{acknowledged, reason};
-use crate::lease::{clocks, describe};
+use crate::lease::clocks;
 use crate::state::record::{EnrolmentRecord, Standing};
 use crate::state::{StateError, node_key, timestamp_of};
 use crate::store::Table;
@@ -137,9 +137,9 @@ pub(super) async fn status(
                 (status.state, status.reason) = match peer.state {
                     PeerState::Enrolled => ("enrolling".into(), String::new()),
                     PeerState::Active { .. } => ("active".into(), String::new()),
-                    PeerState::Lost(reason) => ("lost".into(), describe(&reason)),
-                    PeerState::Compromised(reason) => ("compromised".into(), describe(&reason)),
-                    PeerState::Retired => ("retired".into(), status.reason),
+                    PeerState::Lost(reason) => ("lost".into(), reason.to_string()),
+                    PeerState::Compromised(reason) => ("compromised".into(), reason.to_string()),
+                    PeerState::Retired(reason) => ("retired".into(), reason.to_string()),
                 };
                 if matches!(status.state.as_str(), "enrolling" | "active")
                     && let Some(left) = context.lifetimes.left(name, node.spec.max_age, now.boottime)

@@ -97,6 +97,8 @@ pub struct Application {
     pub boot_id: String,
     /// Whether that must be another one than that of the node's enrolment before.
     pub require_new_boot: bool,
+    /// What its hardware and hypervisor are known by; empty: not measured.
+    pub machine: Vec<u8>,
 }
 
 /// Why a node was not enrolled.
@@ -264,6 +266,9 @@ impl State {
         let boot_id = &application.boot_id;
         if !(1..=64).contains(&boot_id.len()) || !boot_id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
             return Err(EnrolError::Invalid("boot_id: expected what /proc/sys/kernel/random/boot_id says".into()));
+        }
+        if !matches!(application.machine.len(), 0 | 32) {
+            return Err(EnrolError::Invalid("machine: expected a SHA-256, or nothing".into()));
         }
         SpiffeId::node(self.domain(), &application.node).map_err(|error| EnrolError::Invalid(error.to_string()))
     }

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::limit::FailureLimit;
 use super::{Application, EnrolError};
 use crate::ca::Authority;
-use crate::lease::clocks;
-use crate::lease::registry::Registry;
+use crate::lease::registry::{Enrolment as InForce, Registry};
+use crate::lease::{clocks, host};
 use crate::lifetime::Lifetimes;
 use crate::listen::Peer;
 use crate::state::State;
@@ -70,6 +70,7 @@ impl EnrolmentService {
             csr_der: request.csr_der,
             boot_id: request.boot_id,
             require_new_boot: self.require_new_boot,
+            machine: request.machine,
         };
         let mut nonce = [0; 16];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| super::RandomError)?;
@@ -81,7 +82,10 @@ impl EnrolmentService {
                     let key = enrolled.issued.spki_sha256;
                     let now = clocks();
                     service.lifetimes.enrolled(&application.node, now.boottime);
-                    service.registry.enrolled(&application.node, &enrolled.id, key, &application.boot_id, nonce, now);
+                    let host = host(&application.boot_id, &application.machine);
+                    let revocations = state.revocations().version;
+                    let enrolment = InForce { id: enrolled.id.clone(), key, host, nonce, revocations };
+                    service.registry.enrolled(&application.node, enrolment, now);
                 })
             })
             .await?;

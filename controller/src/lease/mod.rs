@@ -13,7 +13,8 @@ pub mod registry;
 pub mod service;
 mod session;
 
-use opencluster_policy::lease::{Clocks, Reason};
+use opencluster_identity::digest::Sha256Digest;
+use opencluster_policy::lease::{Clocks, Host, Reason};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::state::record::{EnrolmentRecord, Standing};
@@ -34,27 +35,17 @@ pub fn clocks() -> Clocks {
     }
 }
 
-/// For the log, the audit trail and the node.
-pub fn describe(reason: &Reason) -> String {
-    match reason {
-        Reason::LeaseExpired => "its lease ran out: no heartbeat arrived in time".into(),
-        Reason::NonceMismatch => {
-            "a heartbeat carried an old nonce: a copy of the node, or a snapshot of it that was restored".into()
-        }
-        Reason::TimeStep => "its clocks and the controller's moved apart: it was paused".into(),
-        Reason::BootChanged => "it started again without enrolling".into(),
-        Reason::Revoked(reason) => reason.clone(),
-        Reason::Protocol => "it broke the heartbeat protocol".into(),
-    }
+/// What a node says that it is, as the state machine compares it. An empty `machine` is one of its own: not measured.
+pub(crate) fn host(boot_id: &str, machine: &[u8]) -> Host {
+    Host { boot: *Sha256Digest::of(boot_id.as_bytes()).as_bytes(), machine: *Sha256Digest::of(machine).as_bytes() }
 }
 
 /// What an enrolment that ended for this reason is.
 pub(crate) fn standing_after(reason: &Reason) -> Standing {
     match reason {
-        Reason::LeaseExpired => Standing::Lost,
-        Reason::NonceMismatch | Reason::TimeStep | Reason::BootChanged | Reason::Revoked(_) | Reason::Protocol => {
-            Standing::Compromised
-        }
+        Reason::Retired(_) => Standing::Retired,
+        loss if loss.is_loss() => Standing::Lost,
+        _ => Standing::Compromised,
     }
 }
 
@@ -63,9 +54,10 @@ pub fn end_enrolments_of_the_last_run(state: &State) -> Result<usize, StateError
     let mut ended = 0;
     for (node, record, _) in state.scan::<EnrolmentRecord>(Table::Enrolments, "")? {
         if record.standing == Standing::Active {
-            let reason = "the controller was restarted and cannot know what happened meanwhile";
-            state.end_enrolment("controller", &node, Some(&record.id), Standing::Lost, reason)?;
-            tracing::warn!(event = "node.lost", node, reason, "the node must enrol again");
+            let reason = Reason::Forgotten;
+            let standing = standing_after(&reason);
+            state.end_enrolment("controller", &node, Some(&record.id), standing, &reason.to_string())?;
+            tracing::warn!(event = "node.lost", node, %reason, "the node must enrol again");
             ended += 1;
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use opencluster_api::control::{self, NodeHealth};
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_policy::lease::{
-    Clocks, Grant, Heartbeat, Nanos, Nonce, PeerAction, PeerEvent, PeerLease, PeerState, Reason, Timing,
+    Clocks, Grant, Heartbeat, Host, Nanos, Nonce, PeerAction, PeerEvent, PeerLease, PeerState, Reason, Timing,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -33,7 +33,7 @@ impl ClusterTiming {
         self.heartbeat_ms
     }
     fn timing(self) -> Timing {
-        Timing { lease: u64::from(self.lease_ms) * MS, heartbeat: u64::from(self.heartbeat_ms) * MS }
+        Timing::new(u64::from(self.lease_ms) * MS, u64::from(self.heartbeat_ms) * MS)
     }
 }
 
@@ -70,15 +70,32 @@ pub enum Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionId(u64);
 
-/// What came of a heartbeat.
+/// What came of something that a node said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeartbeatOutcome {
+pub enum Outcome {
     /// Answer with this.
     Grant(Grant),
     /// Nothing to answer.
-    Ignored,
+    Nothing,
+    /// Nothing to answer to a heartbeat: the node gets no grant before it has applied the revocations that it was sent.
+    Withheld,
     /// The node is out.
     Sever(Ended),
+}
+
+/// An enrolment that comes into force.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// Names it.
+    pub id: String,
+    /// The key that the node's sessions must use.
+    pub key: Sha256Digest,
+    /// Where it was made.
+    pub host: Host,
+    /// For the first heartbeat.
+    pub nonce: Nonce,
+    /// The version of the revocations that the node must apply.
+    pub revocations: u64,
 }
 
 /// An enrolment that the state machine ended: the state must be told.
@@ -135,7 +152,6 @@ struct Peer {
     key: Sha256Digest,
     /// The key of the certificate that it got since: the first session with it makes it the only one.
     next_key: Option<Sha256Digest>,
-    boot_id: String,
     lease: PeerLease,
     session: Option<(SessionId, oneshot::Sender<SessionEnd>)>,
     last_heartbeat: Option<Nanos>,
@@ -161,13 +177,15 @@ impl Registry {
     }
 
     /// A node enrolled: whatever was before is over.
-    pub fn enrolled(&self, node: &str, enrolment: &str, key: Sha256Digest, boot_id: &str, nonce: Nonce, now: Clocks) {
+    pub fn enrolled(&self, node: &str, enrolment: Enrolment, now: Clocks) {
+        let Enrolment { id, key, host, nonce, revocations } = enrolment;
+        let mut lease = PeerLease::enrolled(nonce, self.timing.timing(), host, now);
+        lease.step(PeerEvent::Announced { version: revocations, now });
         let peer = Peer {
-            enrolment: enrolment.to_owned(),
+            enrolment: id,
             key,
             next_key: None,
-            boot_id: boot_id.to_owned(),
-            lease: PeerLease::enrolled(nonce, self.timing.timing(), now),
+            lease,
             session: None,
             last_heartbeat: None,
             config_version: 0,
@@ -227,33 +245,18 @@ impl Registry {
         message: &control::Heartbeat,
         now: Clocks,
         fresh: Nonce,
-    ) -> Result<HeartbeatOutcome, Refused> {
-        let nonce: Nonce =
-            message.nonce.as_slice().try_into().map_err(|_| Refused::Malformed("nonce must have 16 bytes"))?;
+    ) -> Result<Outcome, Refused> {
+        let heartbeat = heartbeat(message)?;
         let mut peers = self.peers();
         let peer = peers.of_session(node, session)?;
-        let event = if message.boot_id == peer.boot_id {
-            let clocks = Clocks {
-                monotonic_raw: message.monotonic_raw_ns,
-                boottime: message.boottime_ns,
-                realtime: message.realtime_ns,
-            };
-            let heartbeat =
-                Heartbeat { sequence: message.sequence, nonce, clocks, granted: message.granted_monotonic_raw_ns };
-            PeerEvent::Heartbeat { heartbeat, now, fresh }
-        } else {
-            PeerEvent::Revoke(super::describe(&Reason::BootChanged))
+        let version = message.revocation_version;
+        let mut actions = peer.lease.step(PeerEvent::Acknowledged { version, now, fresh });
+        // It may just have been granted, as one that had waited: then this is its repetition.
+        actions.extend(peer.lease.step(PeerEvent::Heartbeat { heartbeat, now, fresh }));
+        let outcome = match peer.outcome(node, actions, now) {
+            Outcome::Nothing => Outcome::Withheld,
+            outcome => outcome,
         };
-        let mut outcome = HeartbeatOutcome::Ignored;
-        for action in peer.lease.step(event) {
-            outcome = match action {
-                PeerAction::Grant(grant) => {
-                    peer.last_heartbeat = Some(now.boottime);
-                    HeartbeatOutcome::Grant(grant)
-                }
-                PeerAction::Sever(reason) => HeartbeatOutcome::Sever(peer.end(node, reason)),
-            };
-        }
         peer.config_version = message.config_version;
         peer.revocation_version = message.revocation_version;
         if let Some(health) = &message.health {
@@ -264,15 +267,43 @@ impl Registry {
         Ok(outcome)
     }
 
-    /// What a node has applied.
-    pub fn acknowledged(&self, node: &str, session: SessionId, config: u64, revocations: u64) -> Result<(), Refused> {
+    /// What a node has applied. A heartbeat may have waited for this: then it is granted.
+    pub fn acknowledged(
+        &self,
+        node: &str,
+        session: SessionId,
+        applied: control::Acknowledgement,
+        now: Clocks,
+        fresh: Nonce,
+    ) -> Result<Outcome, Refused> {
         let mut peers = self.peers();
         let peer = peers.of_session(node, session)?;
-        peer.config_version = config;
-        peer.revocation_version = revocations;
+        let version = applied.revocation_version;
+        let actions = peer.lease.step(PeerEvent::Acknowledged { version, now, fresh });
+        let outcome = peer.outcome(node, actions, now);
+        peer.config_version = applied.config_version;
+        peer.revocation_version = version;
         drop(peers);
         self.note_progress();
-        Ok(())
+        Ok(outcome)
+    }
+
+    /// A node found out itself that it must not go on.
+    pub fn found(&self, node: &str, session: SessionId, reason: Reason, now: Clocks) -> Result<Outcome, Refused> {
+        let mut peers = self.peers();
+        let peer = peers.of_session(node, session)?;
+        let actions = peer.lease.step(PeerEvent::Found(reason));
+        let outcome = peer.outcome(node, actions, now);
+        drop(peers);
+        self.note_progress();
+        Ok(outcome)
+    }
+
+    /// There is a new version of the revocations. Who does not apply it in time gets no grants until it does.
+    pub fn announced(&self, version: u64, now: Clocks) {
+        for peer in self.peers().by_name.values_mut() {
+            peer.lease.step(PeerEvent::Announced { version, now });
+        }
     }
 
     /// The state could not be told of this end: [`Registry::tick`] gives it again.
@@ -308,7 +339,7 @@ impl Registry {
 
     /// Taken out of service.
     pub fn retire(&self, node: &str, reason: &str) {
-        self.end_with(node, PeerEvent::Retire, reason);
+        self.end_with(node, PeerEvent::Retire(reason.to_owned()), reason);
     }
 
     fn end_with(&self, node: &str, event: PeerEvent, reason: &str) {
@@ -373,16 +404,46 @@ impl Peer {
     fn check_in_force(&self) -> Result<(), Refused> {
         match self.lease.state() {
             PeerState::Enrolled | PeerState::Active { .. } => Ok(()),
-            PeerState::Lost(reason) => Err(Refused::Ended(format!("lost ({})", super::describe(reason)))),
-            PeerState::Compromised(reason) => Err(Refused::Ended(format!("compromised ({})", super::describe(reason)))),
-            PeerState::Retired => Err(Refused::Ended("retired".into())),
+            PeerState::Lost(reason) => Err(Refused::Ended(format!("lost ({reason})"))),
+            PeerState::Compromised(reason) => Err(Refused::Ended(format!("compromised ({reason})"))),
+            PeerState::Retired(reason) => Err(Refused::Ended(format!("retired ({reason})"))),
         }
     }
 
+    fn outcome(&mut self, node: &str, actions: Vec<PeerAction>, now: Clocks) -> Outcome {
+        let mut outcome = Outcome::Nothing;
+        for action in actions {
+            outcome = match action {
+                PeerAction::Grant(grant) => {
+                    self.last_heartbeat = Some(now.boottime);
+                    Outcome::Grant(grant)
+                }
+                PeerAction::Sever(reason) => Outcome::Sever(self.end(node, reason)),
+            };
+        }
+        outcome
+    }
+
     fn end(&mut self, node: &str, reason: Reason) -> Ended {
-        end_session(self.session.take(), SessionEnd::Severed(super::describe(&reason)));
+        end_session(self.session.take(), SessionEnd::Severed(reason.to_string()));
         Ended { node: node.to_owned(), enrolment: self.enrolment.clone(), reason }
     }
+}
+
+/// The state machine's form of a heartbeat.
+fn heartbeat(message: &control::Heartbeat) -> Result<Heartbeat, Refused> {
+    let nonce = message.nonce.as_slice().try_into().map_err(|_| Refused::Malformed("nonce must have 16 bytes"))?;
+    Ok(Heartbeat {
+        sequence: message.sequence,
+        nonce,
+        clocks: Clocks {
+            monotonic_raw: message.monotonic_raw_ns,
+            boottime: message.boottime_ns,
+            realtime: message.realtime_ns,
+        },
+        granted: message.granted_monotonic_raw_ns,
+        host: super::host(&message.boot_id, &message.machine),
+    })
 }
 
 /// A session whose task is gone already needs no telling.

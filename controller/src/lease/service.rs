@@ -72,15 +72,23 @@ impl Control for ControlService {
     }
 }
 
-/// Ends leases when their time comes, until the controller ends.
+/// Ends leases when their time comes, and tells the registry of revocations that must be applied, until the controller ends.
 pub async fn watch_leases(service: ControlService) {
     let mut shutdown = service.shutdown.clone();
+    let mut revocations = service.state.watch_revocations();
     let period = Duration::from_millis(u64::from(service.registry.timing().heartbeat_ms() / 10).clamp(5, 100));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
+            changed = revocations.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let version = revocations.borrow_and_update().version;
+                service.registry.announced(version, clocks());
+            }
             () = shutting_down(&mut shutdown) => return,
         }
         for ended in service.registry.tick(clocks()) {

@@ -11,15 +11,16 @@ use opencluster_api::control::{
 };
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::{SpiffeId, UnixTime};
+use opencluster_policy::lease::{Nonce, Reason};
 use opencluster_policy::resource::{Key, Resource};
 use opencluster_policy::snapshot::Snapshot;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, Streaming};
 
-use super::registry::{Ended, HeartbeatOutcome, SessionEnd, SessionId};
+use super::registry::{Ended, Outcome, Refused, SessionEnd, SessionId};
 use super::service::ControlService;
-use super::{clocks, describe, standing_after};
+use super::{clocks, standing_after};
 use crate::grpc::HangUp;
 use crate::listen::shutting_down;
 use crate::state::record::{EnrolmentRecord, IssuedRecord, Standing};
@@ -182,10 +183,19 @@ impl Session {
     async fn received(&self, received: Up, events: &mut EventAllowance) -> Result<(), Over> {
         let registry = &self.service.registry;
         match received {
-            Up::Heartbeat(heartbeat) => self.heartbeat(&heartbeat).await,
-            Up::Acknowledgement(applied) => registry
-                .acknowledged(&self.node, self.id, applied.config_version, applied.revocation_version)
-                .map_err(|refused| Over::Refused(refused.to_string())),
+            Up::Heartbeat(heartbeat) => {
+                self.answer(registry.heartbeat(&self.node, self.id, &heartbeat, clocks(), nonce()?)).await
+            }
+            Up::Acknowledgement(applied) => {
+                self.answer(registry.acknowledged(&self.node, self.id, applied, clocks(), nonce()?)).await
+            }
+            Up::Finding(finding) => {
+                let reason = Reason::from_code(&finding.code, &finding.detail).unwrap_or_else(|| {
+                    // It is newer than this controller: what it says of itself counts all the same.
+                    Reason::Revoked(format!("the node reported {}: {}", cut(&finding.code), cut(&finding.detail)))
+                });
+                self.answer(registry.found(&self.node, self.id, reason, clocks())).await
+            }
             Up::CertificateRequest(request) => {
                 let certificate = self.certify(request).await?;
                 self.send(Down::Certificate(certificate)).await
@@ -194,27 +204,31 @@ impl Session {
         }
     }
 
-    async fn heartbeat(&self, heartbeat: &control::Heartbeat) -> Result<(), Over> {
-        let mut fresh = [0; 16];
-        aws_lc_rs::rand::fill(&mut fresh)
-            .map_err(|_| Over::Refused("the controller has no random bytes for a nonce".into()))?;
-        let outcome = self
-            .service
-            .registry
-            .heartbeat(&self.node, self.id, heartbeat, clocks(), fresh)
-            .map_err(|refused| Over::Refused(refused.to_string()))?;
-        match outcome {
-            HeartbeatOutcome::Grant(grant) => {
+    async fn answer(&self, outcome: Result<Outcome, Refused>) -> Result<(), Over> {
+        match outcome.map_err(|refused| Over::Refused(refused.to_string()))? {
+            Outcome::Grant(grant) => {
                 self.send(Down::Grant(control::Grant {
                     sequence: grant.sequence,
                     nonce: grant.nonce.to_vec(),
                     lease_ms: (grant.lease / 1_000_000) as u32,
+                    confirm: grant.confirm,
+                    monotonic_raw_ns: grant.sent.monotonic_raw,
+                    boottime_ns: grant.sent.boottime,
+                    realtime_ns: grant.sent.realtime,
                 }))
                 .await
             }
-            HeartbeatOutcome::Ignored => Ok(()),
-            HeartbeatOutcome::Sever(ended) => {
-                let reason = describe(&ended.reason);
+            Outcome::Nothing => Ok(()),
+            Outcome::Withheld => {
+                tracing::warn!(
+                    event = "lease.withheld",
+                    node = self.node,
+                    "a node has not applied the revocations in time: no grant before it has"
+                );
+                Ok(())
+            }
+            Outcome::Sever(ended) => {
+                let reason = ended.reason.to_string();
                 end(&self.service, ended).await?;
                 Err(Over::Severed(reason))
             }
@@ -314,7 +328,7 @@ impl Session {
 
 /// The state learns what the state machine decided.
 pub(super) async fn end(service: &ControlService, ended: Ended) -> Result<(), StateError> {
-    let reason = describe(&ended.reason);
+    let reason = ended.reason.to_string();
     tracing::error!(event = "node.severed", node = ended.node, reason, "a node is out: its identities are revoked");
     let standing = standing_after(&ended.reason);
     let again = ended.clone();
@@ -343,6 +357,14 @@ impl crate::state::State {
         writer.commit()?;
         Ok(true)
     }
+}
+
+/// Fresh random bytes for a grant.
+fn nonce() -> Result<Nonce, Over> {
+    let mut fresh = [0; 16];
+    aws_lc_rs::rand::fill(&mut fresh)
+        .map_err(|_| Over::Refused("the controller has no random bytes for a nonce".into()))?;
+    Ok(fresh)
 }
 
 /// What a node that has `sent` needs to have `current`; `None`: a snapshot.

@@ -26,7 +26,7 @@ use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::tls::{self, ExpectedPeer};
 use opencluster_identity::trust::Trust;
 use opencluster_identity::{CertificateDer, SpiffeId};
-use opencluster_policy::lease::{Grant, NodeAction, NodeEvent, NodeLease, Timing};
+use opencluster_policy::lease::{Clocks, Grant, Host, NodeAction, NodeEvent, NodeLease, Timing};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -242,7 +242,13 @@ impl Cluster {
         let root = Sha256Digest::from_hex(fingerprint).expect("fingerprint");
         let config = tls::enrolment_client_config(root, &[b"h2"]).expect("client configuration");
         let channel = channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let request = EnrolRequest { node: node.into(), token: secret.into(), csr_der, boot_id: boot_id.into() };
+        let request = EnrolRequest {
+            node: node.into(),
+            token: secret.into(),
+            csr_der,
+            boot_id: boot_id.into(),
+            machine: Vec::new(),
+        };
         EnrolmentClient::new(channel).enrol(request).await.map(tonic::Response::into_inner)
     }
 
@@ -337,12 +343,10 @@ impl TestNode {
         let spki = key.spki_sha256();
         let svids = SvidStore::new();
         svids.install(svid(&id, response.chain_der, key));
-        let timing = Timing {
-            lease: u64::from(response.lease_ms) * 1_000_000,
-            heartbeat: u64::from(response.heartbeat_ms) * 1_000_000,
-        };
+        let timing =
+            Timing::new(u64::from(response.lease_ms) * 1_000_000, u64::from(response.heartbeat_ms) * 1_000_000);
         let nonce = response.nonce.as_slice().try_into().expect("16 bytes");
-        Self { id, svids, lease: NodeLease::enrolled(nonce, timing, clocks()), spki }
+        Self { id, svids, lease: NodeLease::enrolled(nonce, timing, Host::default(), clocks()), spki }
     }
 
     /// The heartbeat that is due, or again the one that was not answered.
@@ -368,8 +372,14 @@ impl TestNode {
     pub(crate) fn granted(&mut self, grant: &control::Grant) -> Vec<NodeAction> {
         let grant = Grant {
             sequence: grant.sequence,
+            sent: Clocks {
+                monotonic_raw: grant.monotonic_raw_ns,
+                boottime: grant.boottime_ns,
+                realtime: grant.realtime_ns,
+            },
             nonce: grant.nonce.as_slice().try_into().expect("16 bytes"),
             lease: u64::from(grant.lease_ms) * 1_000_000,
+            confirm: grant.confirm,
         };
         self.lease.step(NodeEvent::Grant(grant, clocks()))
     }

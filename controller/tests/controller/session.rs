@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use opencluster_api::control::controller_message::Message as Down;
 use opencluster_api::control::node_message::Message as Up;
-use opencluster_api::control::{Acknowledgement, NodeEvent};
+use opencluster_api::control::{Acknowledgement, Finding, NodeEvent};
 use opencluster_identity::key::PrivateKey;
 use opencluster_identity::svid::SvidStore;
 use tonic::Code;
@@ -412,4 +412,48 @@ async fn r36_a_node_that_does_not_read_is_disconnected_and_nobody_waits_for_it()
     // Its session is over, not waiting.
     tokio::time::timeout(Duration::from_secs(10), deaf_session.up.closed()).await.expect("closed by the controller");
     keeping.abort();
+}
+
+#[tokio::test]
+async fn r06_no_grant_for_a_node_that_does_not_apply_a_revocation() {
+    let cluster = Cluster::with_resources("lease_ms: 6000\nheartbeat_ms: 500\n").await;
+    let (mut node, mut session) = active(&cluster, "a").await;
+    let (status, answer) = cluster.post("/v1/workloads/default/a/revoke", r#"{"reason": "leaked"}"#).await;
+    assert_eq!(status, 200, "{answer}");
+    let set = session.until(|message| if let Down::Revocations(set) = message { Some(set) } else { None }).await;
+    // The command waited two of the three seconds that the controller has. It is granted, and acknowledges nothing.
+    let announced = Instant::now();
+    let mut granted = announced;
+    loop {
+        session.send(Up::Heartbeat(node.heartbeat())).await;
+        let Ok(grant) = tokio::time::timeout(Duration::from_millis(300), session.grant()).await else { break };
+        granted = Instant::now();
+        node.granted(&grant);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let patience = granted.duration_since(announced);
+    assert!(patience < Duration::from_millis(1200), "granted for {patience:?} after the command had waited for it");
+    // The heartbeat that waits is answered when the node has applied it.
+    let applied = Acknowledgement { config_version: 0, revocation_version: set.version };
+    session.send(Up::Acknowledgement(applied)).await;
+    let grant = session.grant().await;
+    node.granted(&grant);
+    assert_eq!(cluster.node_status("a").await["state"], "active");
+}
+
+#[tokio::test]
+async fn r13_what_a_node_finds_out_about_itself_ends_its_enrolment() {
+    let cluster = Cluster::with_resources("").await;
+    let (_node, mut session) = active(&cluster, "a").await;
+    let finding = Finding { code: "generation-changed".into(), detail: String::new() };
+    session.send(Up::Finding(finding)).await;
+    let reason = session.end().await.expect("told why");
+    assert!(reason.contains("snapshot"), "{reason}");
+    assert!(cluster.until_state("a", "compromised").await["reason"].as_str().is_some_and(|kept| kept == reason));
+
+    let (_node, mut session) = active(&cluster, "b").await;
+    let unknown = Finding { code: "of-a-later-version".into(), detail: "who knows".into() };
+    session.send(Up::Finding(unknown)).await;
+    assert!(session.end().await.expect("told why").contains("who knows"), "what is not understood counts all the same");
+    cluster.until_state("b", "compromised").await;
 }

@@ -268,6 +268,7 @@ impl Node {
             token: secret.to_owned(),
             csr_der: key.csr_der(&id)?,
             boot_id: "51".to_owned(),
+            machine: Vec::new(),
         };
         let mut client = EnrolmentClient::new(channel(address, config).await?);
         let EnrolResponse { chain_der, nonce, heartbeat_ms, .. } = client.enrol(request).await?.into_inner();
@@ -324,6 +325,7 @@ impl Node {
             boottime_ns: nanos(ClockId::Boottime),
             realtime_ns: nanos(ClockId::Realtime),
             boot_id: "51".to_owned(),
+            machine: Vec::new(),
             config_version: applied.0,
             revocation_version: applied.1,
             health: Some(NodeHealth { firewall_applied: true, proxy_ready: true, ..NodeHealth::default() }),

@@ -12,13 +12,14 @@ use hyper_util::rt::TokioIo;
 use opencluster_api::control::control_client::ControlClient;
 use opencluster_api::control::enrolment_client::EnrolmentClient;
 use opencluster_api::control::{
-    self, CertificateRequest, EnrolRequest, EnrolResponse, NodeHealth, NodeMessage, controller_message, node_message,
+    self, Acknowledgement, CertificateRequest, EnrolRequest, EnrolResponse, NodeHealth, NodeMessage,
+    controller_message, node_message,
 };
 use opencluster_forge::gullible_client;
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::tls::{crypto_provider, enrolment_client_config};
 use opencluster_integration::report::Event;
-use opencluster_policy::lease::{Clocks, Grant, NodeAction, NodeEvent, NodeLease, Timing};
+use opencluster_policy::lease::{Clocks, Grant, Host, NodeAction, NodeEvent, NodeLease, Timing};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustix::time::{ClockId, clock_gettime};
 use rustls::ClientConfig;
@@ -119,7 +120,10 @@ pub(crate) async fn race(options: &RaceOptions) -> anyhow::Result<()> {
 fn request(token: &Token, node: &str) -> anyhow::Result<(EnrolRequest, KeyPair)> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     let (csr_der, key) = csr(&format!("spiffe://rig.test/node/{node}"))?;
-    Ok((EnrolRequest { node: node.to_owned(), token: token.secret.clone(), csr_der, boot_id }, key))
+    Ok((
+        EnrolRequest { node: node.to_owned(), token: token.secret.clone(), csr_der, boot_id, machine: Vec::new() },
+        key,
+    ))
 }
 
 fn csr(id: &str) -> anyhow::Result<(Vec<u8>, KeyPair)> {
@@ -139,13 +143,13 @@ pub(crate) async fn node(options: &NodeOptions) -> anyhow::Result<()> {
     let enrolled = options.enrolment.client(&token).await?.enrol(request).await?.into_inner();
     let channel = channel(options.enrolment.controller, node_config(&enrolled, &key)?).await?;
 
-    let timing = Timing { lease: millis(enrolled.lease_ms), heartbeat: millis(enrolled.heartbeat_ms) };
+    let timing = Timing::new(millis(enrolled.lease_ms), millis(enrolled.heartbeat_ms));
     let nonce = enrolled.nonce.as_slice().try_into().context("the nonce")?;
-    let mut lease = NodeLease::enrolled(nonce, timing, clocks());
+    let mut lease = NodeLease::enrolled(nonce, timing, Host::default(), clocks());
     let (sender, outgoing) = mpsc::channel(64);
     let mut keys = Vec::new();
     let first = lease.step(NodeEvent::Connected(clocks()));
-    send(&sender, first, &boot_id, 0).await?;
+    send(&sender, first, &boot_id, Acknowledgement::default()).await?;
     for (number, id) in options.identities.iter().enumerate() {
         let (csr_der, key) = csr(id)?;
         let request = CertificateRequest { request_id: number as u64, spiffe_id: id.clone(), csr_der };
@@ -156,22 +160,30 @@ pub(crate) async fn node(options: &NodeOptions) -> anyhow::Result<()> {
 
     let mut ended = spawn_end_of_input();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
-    let (mut certificates, mut version) = (0, 0);
+    let (mut certificates, mut applied) = (0, Acknowledgement::default());
     loop {
         tokio::select! {
             _ = &mut ended => return Ok(()),
             _ = tick.tick() => {
                 let due = lease.step(NodeEvent::Tick(clocks()));
-                send(&sender, due, &boot_id, version).await?;
+                send(&sender, due, &boot_id, applied).await?;
             }
             message = incoming.message() => match message?.context("the controller ended the session")?.message {
                 Some(controller_message::Message::Grant(grant)) => {
                     let nonce = grant.nonce.as_slice().try_into().context("the nonce")?;
-                    let grant = Grant { sequence: grant.sequence, nonce, lease: millis(grant.lease_ms) };
+                    let lease_ns = millis(grant.lease_ms);
+                    let sent = Clocks {
+                        monotonic_raw: grant.monotonic_raw_ns,
+                        boottime: grant.boottime_ns,
+                        realtime: grant.realtime_ns,
+                    };
+                    let grant = Grant { sequence: grant.sequence, sent, nonce, lease: lease_ns, confirm: grant.confirm };
                     let due = lease.step(NodeEvent::Grant(grant, clocks()));
-                    send(&sender, due, &boot_id, version).await?;
+                    send(&sender, due, &boot_id, applied).await?;
                 }
-                Some(controller_message::Message::Config(config)) => version = config.version,
+                Some(controller_message::Message::Config(config)) => applied.config_version = config.version,
+                // It says that it applied them, so that it keeps its lease.
+                Some(controller_message::Message::Revocations(set)) => applied.revocation_version = set.version,
                 Some(controller_message::Message::Certificate(certificate)) => {
                     keep(&options.out, &certificate, &keys)?;
                     certificates += 1;
@@ -198,7 +210,7 @@ async fn send(
     sender: &mpsc::Sender<NodeMessage>,
     actions: Vec<NodeAction>,
     boot_id: &str,
-    version: u64,
+    applied: Acknowledgement,
 ) -> anyhow::Result<()> {
     for action in actions {
         let NodeAction::Send(heartbeat) = action else { continue };
@@ -210,8 +222,9 @@ async fn send(
             realtime_ns: heartbeat.clocks.realtime,
             granted_monotonic_raw_ns: heartbeat.granted,
             boot_id: boot_id.to_owned(),
-            config_version: version,
-            revocation_version: 0,
+            config_version: applied.config_version,
+            revocation_version: applied.revocation_version,
+            machine: Vec::new(),
             // It lies, as rogues do.
             health: Some(NodeHealth { firewall_applied: true, proxy_ready: true, ..NodeHealth::default() }),
         };

@@ -24,11 +24,12 @@ use crate::config::Config;
 use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{self, Firewall};
 use crate::flows;
+use crate::heartbeat::host::{HostIdentity, Measured};
 use crate::heartbeat::message::{self, Report};
 use crate::heartbeat::{Session, SessionEvent};
 use crate::supervise::Supervisor;
 
-/// What a severed proxy gets to reset its flows and forget its keys before it is killed.
+/// What a severed proxy gets to reset its flows and forget its keys before it is killed, and a finding to leave the host.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// How long to wait before what failed is tried again.
@@ -37,7 +38,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The daemon's state.
 pub(super) struct Core {
     pub(super) config: Config,
-    pub(super) boot_id: String,
+    pub(super) host: HostIdentity,
+    /// What the host is known by, as of the last new heartbeat.
+    pub(super) measured: Measured,
     pub(super) id: SpiffeId,
     pub(super) lease: NodeLease,
     pub(super) svids: SvidStore,
@@ -92,6 +95,7 @@ impl Core {
         if self.severed.is_some() {
             return;
         }
+        self.measure().await;
         self.step(NodeEvent::Tick(clock::now())).await;
         if self.severed.is_some() {
             return;
@@ -117,8 +121,40 @@ impl Core {
             match action {
                 NodeAction::Send(heartbeat) => self.send_heartbeat(&heartbeat),
                 NodeAction::Renew { deadline } => self.renew(deadline).await,
+                NodeAction::Report(reason) => self.confess(&reason).await,
                 NodeAction::Sever(reason) => self.sever(reason).await,
             }
+        }
+    }
+
+    /// What the host is known by may have changed since the last heartbeat; the controller judges.
+    async fn measure(&mut self) {
+        match self.host.measure() {
+            Ok(measured) => {
+                self.step(NodeEvent::Measured(measured.host())).await;
+                self.measured = measured;
+            }
+            // Then the next heartbeat says what is known.
+            Err(error) => tracing::error!(%error, "the boot ID cannot be read"),
+        }
+    }
+
+    /// This machine goes on from a snapshot: it is a copy, or was restored or moved.
+    pub(super) async fn generation_changed(&mut self, why: &str) {
+        tracing::error!(why, "the hypervisor changed this machine's generation");
+        self.step(NodeEvent::Found(Reason::GenerationChanged)).await;
+    }
+
+    /// Ends the lease at once, and lets the controller know why while there is still a way to it.
+    async fn confess(&mut self, reason: &Reason) {
+        if let Err(error) = self.firewall.renew(0).await {
+            tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
+        }
+        if self.controller.is_some() {
+            let finding = control::Finding { code: reason.code().to_owned(), detail: reason.to_string() };
+            self.send(node_message::Message::Finding(finding));
+            // The session ends with what is left in it.
+            tokio::time::sleep(LAST_WORDS).await;
         }
     }
 
@@ -133,7 +169,7 @@ impl Core {
         let (config_version, revocation_version) = self.applied_versions();
         let proxy = self.proxy.as_ref();
         Report {
-            boot_id: self.boot_id.clone(),
+            host: self.measured.clone(),
             config_version,
             revocation_version,
             health: control::NodeHealth {
@@ -173,7 +209,7 @@ impl Core {
             tracing::error!(%error, "the packet filter could not be closed at once");
         }
         self.firewall_applied = closed.is_ok();
-        let verdict = control::Sever { reason: describe(&reason) };
+        let verdict = control::Sever { reason: reason.to_string() };
         self.tell_proxy(to_proxy::Message::Sever(verdict), vec![]);
         self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
         match flows::reset_all() {
@@ -455,18 +491,6 @@ impl Core {
         id.is_ok_and(|id| {
             self.proxy.as_ref().is_some_and(|proxy| proxy.identities_ready.iter().any(|ready| ready == id.as_str()))
         })
-    }
-}
-
-/// For people.
-pub(super) fn describe(reason: &Reason) -> String {
-    match reason {
-        Reason::LeaseExpired => "no controller renewed the lease in time".to_owned(),
-        Reason::NonceMismatch => "a heartbeat carried an old nonce: this is a copy or a restored snapshot".to_owned(),
-        Reason::TimeStep => "time passed that this node did not notice: it was paused".to_owned(),
-        Reason::BootChanged => "it started again without enrolling".to_owned(),
-        Reason::Revoked(why) => why.clone(),
-        Reason::Protocol => "the controller answered what was not asked".to_owned(),
     }
 }
 

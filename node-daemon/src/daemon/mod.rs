@@ -34,7 +34,8 @@ use crate::congestion::CongestionError;
 use crate::enrol::{self, EnrolError, Enrolled};
 use crate::firewall::policy::{FIRST_CAPTURE_PORT, LAST_CAPTURE_PORT, Posture, Serving};
 use crate::firewall::{Firewall, FirewallError};
-use crate::heartbeat::{Session, SessionEvent};
+use crate::heartbeat::host::HostIdentity;
+use crate::heartbeat::{Session, SessionEvent, generation};
 use crate::safety::{self, SafetyError};
 use crate::supervise::ports::{self, PortsError};
 use crate::supervise::{Settings, Supervisor};
@@ -119,9 +120,12 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     let socket = server::bind(&config.run_dir.join("node.sock"))?;
     tokio::spawn(server::serve(socket, query_sender));
 
+    let host = HostIdentity::new();
+    let (generation_sender, mut generations) = mpsc::channel(1);
+    generation::watch(generation_sender);
     let token = enrol::take_token(&config)?;
     let enrolled = {
-        let enrolment = enrol::enrol(&config, &token, &controllers);
+        let enrolment = enrol::enrol(&config, &token, &controllers, &host);
         tokio::pin!(enrolment);
         loop {
             tokio::select! {
@@ -143,7 +147,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
         access_log: config.access_log.clone(),
     };
     let supervisor = Supervisor::new(settings, proxy_sender);
-    let mut core = assemble(config, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
+    let mut core = assemble(config, host, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
     tracing::info!("serving");
 
     // Asked to end, the daemon goes on earning its lease until the proxy's flows have finished, or their time is over.
@@ -158,6 +162,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
                 // Whoever asks twice is in a hurry.
                 Some(_) => break,
             },
+            Some(why) = generations.recv() => core.generation_changed(&why).await,
             Some(event) = session_events.recv() => core.session_event(event).await,
             Some(event) = firewall_events.recv() => core.firewall_event(event).await,
             () = sleep_until(due) => core.tick().await,
@@ -182,6 +187,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
 #[allow(clippy::too_many_arguments, reason = "each is a part that is made once, here")]
 fn assemble(
     config: Config,
+    host: HostIdentity,
     enrolled: Enrolled,
     controllers: Vec<std::net::SocketAddr>,
     firewall: Firewall,
@@ -190,7 +196,7 @@ fn assemble(
     supervisor: Supervisor,
     session_events: mpsc::Sender<SessionEvent>,
 ) -> Result<Core, DaemonError> {
-    let Enrolled { id, svid, bundle, timing, nonce, boot_id, max_age, drain } = enrolled;
+    let Enrolled { id, svid, bundle, timing, nonce, measured, max_age, drain } = enrolled;
     let roots_der = bundle.roots().iter().map(|root| root.to_vec()).collect();
     let trust = Trust::with_bundle(bundle);
     let svids = SvidStore::new();
@@ -200,7 +206,7 @@ fn assemble(
     // A controller answers every heartbeat: three without an answer, and another one is tried.
     let silence = Duration::from_nanos((timing.heartbeat * 3).min(timing.lease / 2));
     Ok(Core {
-        lease: NodeLease::enrolled(nonce, timing, clock::now()),
+        lease: NodeLease::enrolled(nonce, timing, measured.host(), clock::now()),
         session: Some(Session::start(controllers, tls, silence, session_events)),
         controller: None,
         resources: Resources::new(&config.node, trust.domain()),
@@ -219,7 +225,8 @@ fn assemble(
         life: Life::begin(max_age, drain),
         severed: None,
         config,
-        boot_id,
+        host,
+        measured,
         id,
         svids,
         trust,

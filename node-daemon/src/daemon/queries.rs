@@ -3,7 +3,7 @@
 use opencluster_identity::UnixTime;
 use opencluster_policy::lease::NodeState;
 
-use super::core::{Core, describe};
+use super::core::Core;
 use super::resources::Workload;
 use crate::cgroup;
 use crate::clock;
@@ -44,7 +44,7 @@ impl Core {
 
     fn admit(&self, workload: &Workload, process: u32) -> Admission {
         if let Some(reason) = &self.severed {
-            return Admission::Refused(format!("this node is severed: {}", describe(reason)));
+            return Admission::Refused(format!("this node is severed: {reason}"));
         }
         if self.life.cordoned {
             return Admission::Refused("this node's life is nearly over: it takes nothing new".to_owned());
@@ -82,7 +82,7 @@ impl Core {
 
     fn status(&self) -> Status {
         let (state, reason) = match (&self.severed, self.lease.state()) {
-            (Some(reason), _) | (None, NodeState::Severed(reason)) => ("severed", Some(describe(reason))),
+            (Some(reason), _) | (None, NodeState::Severed(reason)) => ("severed", Some(reason.to_string())),
             (None, NodeState::Enrolling) => ("enrolling", Some("waiting for the first lease".to_owned())),
             (None, NodeState::Active { .. }) if self.life.cordoned => {
                 ("active", Some("its life is nearly over: it takes nothing new".to_owned()))

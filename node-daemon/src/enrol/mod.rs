@@ -22,6 +22,7 @@ use rand::Rng;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::heartbeat::host::{HostIdentity, Measured};
 use crate::transport::{self, TransportError};
 use token::Token;
 pub(crate) use token::TokenError;
@@ -73,7 +74,8 @@ pub(crate) struct Enrolled {
     pub(crate) timing: Timing,
     /// For the first heartbeat.
     pub(crate) nonce: Nonce,
-    pub(crate) boot_id: String,
+    /// Where: what the controller expects in every heartbeat.
+    pub(crate) measured: Measured,
     /// How old the enrolment may get, where the controller says so.
     pub(crate) max_age: Option<Age>,
     /// How long before its end the node takes no new flows.
@@ -106,15 +108,19 @@ fn read_token(path: &Path) -> io::Result<Zeroizing<String>> {
 }
 
 /// Tries the controllers in turn until one grants or refuses.
-pub(crate) async fn enrol(config: &Config, token: &Token, controllers: &[SocketAddr]) -> Result<Enrolled, EnrolError> {
+pub(crate) async fn enrol(
+    config: &Config,
+    token: &Token,
+    controllers: &[SocketAddr],
+    host: &HostIdentity,
+) -> Result<Enrolled, EnrolError> {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(EnrolError::BootId)?;
-    let boot_id = boot_id.trim();
+    let measured = host.measure().map_err(EnrolError::BootId)?;
     let mut pause = FIRST_PAUSE;
     loop {
         for address in controllers {
-            match enrol_with(config, token, *address, boot_id).await {
+            match enrol_with(config, token, *address, &measured).await {
                 Err(error) if error.may_pass() => tracing::warn!(%error, "enrolment: trying again"),
                 result => return result,
             }
@@ -130,7 +136,7 @@ async fn enrol_with(
     config: &Config,
     token: &Token,
     address: SocketAddr,
-    boot_id: &str,
+    measured: &Measured,
 ) -> Result<Enrolled, EnrolError> {
     let answer_fault = |fault: String| EnrolError::Answer { address, fault };
     let key_fault = |error: &dyn std::fmt::Display| EnrolError::Key(error.to_string());
@@ -160,7 +166,8 @@ async fn enrol_with(
         node: config.node.clone(),
         token: token.secret.to_string(),
         csr_der: key.csr_der(&id).map_err(|error| key_fault(&error))?,
-        boot_id: boot_id.to_owned(),
+        boot_id: measured.boot_id.clone(),
+        machine: measured.machine.to_vec(),
     };
 
     let mut client = EnrolmentClient::new(transport::channel(address, stream).await?);
@@ -170,7 +177,7 @@ async fn enrol_with(
         Ok(Err(status)) => return Err(refusal(address, &config.node, &status)),
         Ok(Ok(answer)) => answer.into_inner(),
     };
-    accept(id, key, bundle, answer, boot_id).map_err(answer_fault)
+    accept(id, key, bundle, answer, measured).map_err(answer_fault)
 }
 
 fn refusal(address: SocketAddr, node: &str, status: &tonic::Status) -> EnrolError {
@@ -195,7 +202,7 @@ fn accept(
     key: PrivateKey,
     pinned: TrustBundle,
     answer: control::EnrolResponse,
-    boot_id: &str,
+    measured: &Measured,
 ) -> Result<Enrolled, String> {
     let bundle = if answer.roots_der.is_empty() {
         pinned
@@ -210,8 +217,7 @@ fn accept(
     let chain = answer.chain_der.into_iter().map(CertificateDer::from).collect();
     let svid = Svid::new(&id, chain, key).map_err(|error| format!("its certificate: {error}"))?;
     let nonce = answer.nonce.as_slice().try_into().map_err(|_| "its nonce has not 16 bytes".to_owned())?;
-    let timing =
-        Timing { lease: u64::from(answer.lease_ms) * 1_000_000, heartbeat: u64::from(answer.heartbeat_ms) * 1_000_000 };
+    let timing = Timing::new(u64::from(answer.lease_ms) * 1_000_000, u64::from(answer.heartbeat_ms) * 1_000_000);
     if timing.heartbeat == 0 || timing.lease <= timing.heartbeat {
         return Err(format!("a lease of {} ms with a heartbeat of {} ms", answer.lease_ms, answer.heartbeat_ms));
     }
@@ -220,5 +226,5 @@ fn accept(
         seconds => Some(Age::from_seconds(seconds).map_err(|error| format!("a life of {seconds} s: {error}"))?),
     };
     let drain = Duration::from_secs(answer.drain_s);
-    Ok(Enrolled { id, svid, bundle, timing, nonce, boot_id: boot_id.to_owned(), max_age, drain })
+    Ok(Enrolled { id, svid, bundle, timing, nonce, measured: measured.clone(), max_age, drain })
 }

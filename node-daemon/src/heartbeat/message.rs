@@ -4,12 +4,14 @@ use opencluster_api::control;
 use opencluster_identity::SpiffeId;
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::revocation::RevocationSet;
-use opencluster_policy::lease::{Grant, Heartbeat};
+use opencluster_policy::lease::{Clocks, Grant, Heartbeat};
+
+use super::host::Measured;
 
 /// What the node says of itself beside the heartbeat proper.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Report {
-    pub(crate) boot_id: String,
+    pub(crate) host: Measured,
     pub(crate) config_version: u64,
     pub(crate) revocation_version: u64,
     pub(crate) health: control::NodeHealth,
@@ -24,7 +26,8 @@ pub(crate) fn heartbeat(heartbeat: &Heartbeat, report: Report) -> control::Heart
         boottime_ns: heartbeat.clocks.boottime,
         realtime_ns: heartbeat.clocks.realtime,
         granted_monotonic_raw_ns: heartbeat.granted,
-        boot_id: report.boot_id,
+        boot_id: report.host.boot_id,
+        machine: report.host.machine.to_vec(),
         config_version: report.config_version,
         revocation_version: report.revocation_version,
         health: Some(report.health),
@@ -35,8 +38,14 @@ pub(crate) fn heartbeat(heartbeat: &Heartbeat, report: Report) -> control::Heart
 pub(crate) fn grant(grant: &control::Grant) -> Option<Grant> {
     Some(Grant {
         sequence: grant.sequence,
+        sent: Clocks {
+            monotonic_raw: grant.monotonic_raw_ns,
+            boottime: grant.boottime_ns,
+            realtime: grant.realtime_ns,
+        },
         nonce: grant.nonce.as_slice().try_into().ok()?,
         lease: u64::from(grant.lease_ms) * 1_000_000,
+        confirm: grant.confirm,
     })
 }
 
@@ -70,10 +79,20 @@ mod tests {
 
     #[test]
     fn a_grant_with_a_short_nonce_is_none() {
-        let wire = control::Grant { sequence: 1, nonce: vec![0; 15], lease_ms: 3000 };
+        let wire = control::Grant {
+            sequence: 1,
+            nonce: vec![0; 15],
+            lease_ms: 3000,
+            confirm: true,
+            monotonic_raw_ns: 5,
+            boottime_ns: 6,
+            realtime_ns: 7,
+        };
         assert_eq!(grant(&wire), None);
         let wire = control::Grant { nonce: vec![7; 16], ..wire };
-        assert_eq!(grant(&wire), Some(Grant { sequence: 1, nonce: [7; 16], lease: 3_000_000_000 }));
+        let sent = Clocks { monotonic_raw: 5, boottime: 6, realtime: 7 };
+        let expected = Grant { sequence: 1, sent, nonce: [7; 16], lease: 3_000_000_000, confirm: true };
+        assert_eq!(grant(&wire), Some(expected));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The session with the controller: one gRPC stream, whichever controller answers, for as long as the node lives.
 
+pub(crate) mod generation;
+pub(crate) mod host;
 pub(crate) mod message;
 
 use std::net::SocketAddr;

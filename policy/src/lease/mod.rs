@@ -5,17 +5,15 @@
 //! snapshot or a second clone is one nonce behind and is found out. A lease counts from the node's own clock when it first
 //! sent the heartbeat that earned it: delay can only shorten it.
 //!
-//! Neither side reads a clock, draws a random number or does I/O: events come in, actions go out. What holds, however
-//! messages are lost, delayed, repeated or reordered (`tests/lease.rs` shows each):
+//! Neither side reads a clock, draws a random number or does I/O: events come in, actions go out. `docs/lease.md` states what
+//! holds, with its bounds, and how that is checked: however messages are lost, delayed, repeated or reordered,
 //!
-//! - **S1** A node carries traffic only until its lease, counted from its own first sending, is over.
-//! - **S2** The controller does not call a node lost before the node's own lease is over.
-//! - **S3** Severed, lost, compromised and retired are terminal.
-//! - **S4** Of two copies of a node at most one stays active.
-//! - **S5** A healthy node over a network with modest loss is never severed.
-//!
-//! S2 speaks of clocks that run. A node whose clock stood still (a paused guest) may carry on after it was called lost, until
-//! its own lease is over; that is what `TimeStep` and the nonces are for, and why all others refuse whoever was lost.
+//! - **S1** a node carries traffic only until its lease, counted from its own first sending, is over;
+//! - **S2** no peer takes a flow of a node later than a fixed time after its last valid heartbeat, and a node is not called
+//!   lost before its own lease is over;
+//! - **S3** severed, lost, compromised and retired are terminal;
+//! - **S4** of two copies of a node at most one stays active, and the controller knows that there were two;
+//! - **S5** a healthy node over a network with modest loss is never severed.
 //!
 //! Clocks are read as close to the wire as can be, but on the right side of it: *before* a message is sent, *after* it was
 //! received. Reading late or early on that side costs accuracy only; on the wrong side it could make delay look like a pause.
@@ -25,10 +23,13 @@
 
 pub use node::NodeLease;
 pub use peer::PeerLease;
+pub use reason::Reason;
 
+mod duty;
 mod elapsed;
 mod node;
 mod peer;
+mod reason;
 
 /// Nanoseconds of CLOCK_BOOTTIME unless said otherwise.
 pub type Nanos = u64;
@@ -37,7 +38,7 @@ pub type Nanos = u64;
 pub type Nonce = [u8; 16];
 
 /// The clocks of a host at one moment, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Clocks {
     /// CLOCK_MONOTONIC_RAW
     pub monotonic_raw: u64,
@@ -47,17 +48,59 @@ pub struct Clocks {
     pub realtime: u64,
 }
 
-/// The cluster's timing.
+/// What tells one host from another, and one boot of it from the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host {
+    /// A digest of the kernel's random boot ID.
+    pub boot: [u8; 32],
+    /// A digest of the hardware's and the hypervisor's identity.
+    pub machine: [u8; 32],
+}
+
+/// The cluster's timing. [`Timing::new`] makes one out of the two figures that are configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// How long a grant lasts.
     pub lease: Nanos,
-    /// How often a heartbeat is sent, answered or not.
+    /// How often a new heartbeat is made.
     pub heartbeat: Nanos,
+    /// How long an unanswered heartbeat waits before it is sent again.
+    pub retry: Nanos,
+    /// How much later than the node the controller calls a lease over.
+    pub margin: Nanos,
+    /// How long a node may take to apply a revocation before it gets no grant any more.
+    pub patience: Nanos,
+    /// How long a node may take from its enrolment to its first grant. It carries nothing until then, so that this is only
+    /// about tidiness: a node that was enrolled and never came is lost, too.
+    pub grace: Nanos,
+    /// A permanent step of the clocks' difference above this is a pause. Drift comes on top.
+    pub step: Nanos,
+    /// The most that two clocks drift apart, in parts in a million.
+    pub drift_ppm: u32,
+}
+
+impl Timing {
+    /// From the length of a lease and how often heartbeats are made.
+    pub const fn new(lease: Nanos, heartbeat: Nanos) -> Self {
+        Self {
+            lease,
+            heartbeat,
+            // With 15 % of all messages lost, one exchange in four fails: twenty and more in a row then do not happen.
+            retry: heartbeat / 5,
+            // Clocks that run apart (2,000 parts in a million: more than what a faulty oscillator and a slewing time daemon
+            // add up to on both sides), and the ticks of timers in the kernel.
+            margin: lease / 500 + 20_000_000,
+            patience: lease / 2,
+            grace: lease.saturating_mul(10),
+            step: 50_000_000,
+            // CLOCK_MONOTONIC_RAW is not slewed, and an ordinary oscillator is within 100.
+            drift_ppm: 500,
+        }
+    }
 }
 
 /// What a node sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Heartbeat {
     /// From 1.
     pub sequence: u64,
@@ -68,34 +111,23 @@ pub struct Heartbeat {
     /// When the grant (or the answer to the enrolment) before it arrived: CLOCK_MONOTONIC_RAW. Together with `clocks` it
     /// tells the controller how far the clocks can be apart at most, whatever the network did.
     pub granted: Nanos,
+    /// Where it was made.
+    pub host: Host,
 }
 
 /// What a controller answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Grant {
     /// The heartbeat's.
     pub sequence: u64,
+    /// The heartbeat's: an answer to a copy of the node, with the same sequence, shows other clocks.
+    pub sent: Clocks,
     /// For the next heartbeat.
     pub nonce: Nonce,
     /// From the heartbeat's first sending.
     pub lease: Nanos,
-}
-
-/// Why a node is severed, lost or compromised.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// No grant arrived in time.
-    LeaseExpired,
-    /// A heartbeat carried a nonce that is not the last one: a copy or a restored snapshot.
-    NonceMismatch,
-    /// The node's clock and the controller's moved apart: it was paused.
-    TimeStep,
-    /// It started again without enrolling.
-    BootChanged,
-    /// An operator or the controller said so.
-    Revoked(String),
-    /// A grant that does not answer what was asked.
-    Protocol,
+    /// The next heartbeat is wanted at once: this one was late, and the next tells whether that was the network.
+    pub confirm: bool,
 }
 
 /// The node's states.
@@ -115,7 +147,7 @@ pub enum NodeState {
 /// What happens to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
-    /// Time passes: at least at every heartbeat interval and at the deadline.
+    /// Time passes: at least whenever [`NodeLease::next_tick`] says.
     Tick(Clocks),
     /// A grant arrived.
     Grant(Grant, Clocks),
@@ -123,6 +155,10 @@ pub enum NodeEvent {
     Sever(Reason),
     /// The session was opened anew: the outstanding heartbeat is sent at once.
     Connected(Clocks),
+    /// What the host is known by was read again: the next new heartbeat says so.
+    Measured(Host),
+    /// The node found out itself what it must not go on with.
+    Found(Reason),
 }
 
 /// What a node must do.
@@ -135,6 +171,8 @@ pub enum NodeAction {
         /// CLOCK_BOOTTIME.
         deadline: Nanos,
     },
+    /// Tell the controller, if that is still possible, why this node severs itself.
+    Report(Reason),
     /// Drop everything, for good.
     Sever(Reason),
 }
@@ -154,7 +192,7 @@ pub enum PeerState {
     /// It was found out.
     Compromised(Reason),
     /// It was taken out of service in order.
-    Retired,
+    Retired(Reason),
 }
 
 /// What happens at the controller.
@@ -171,36 +209,39 @@ pub enum PeerEvent {
     },
     /// Time passes.
     Tick(Clocks),
+    /// This version of the revocations is about to be sent to the node.
+    Announced {
+        /// It grows with each change.
+        version: u64,
+        /// The controller's clocks.
+        now: Clocks,
+    },
+    /// The node says which version it has applied.
+    Acknowledged {
+        /// It, and all before.
+        version: u64,
+        /// The controller's clocks.
+        now: Clocks,
+        /// New random bytes, for the grant that may have waited for this.
+        fresh: Nonce,
+    },
     /// An operator's verdict.
     Revoke(String),
-    /// Evidence from elsewhere: another boot ID, an attestation that failed.
+    /// Evidence: what the node reported of itself, an attestation that failed.
     Found(Reason),
-    /// Taken out of service.
-    Retire,
+    /// Taken out of service, for this reason.
+    Retire(String),
+    /// Another controller, with other clocks, takes over what was stored by the one before.
+    Adopted(Clocks),
+    /// The controller started anew, without knowing what it granted last.
+    Forgotten,
 }
 
 /// What the controller must do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerAction {
     /// Answer.
     Grant(Grant),
     /// Revoke its identities everywhere and tell it.
     Sever(Reason),
-}
-
-/// How long a node may take from its enrolment to its first grant, in leases. It carries nothing until then, so that this
-/// is only about tidiness: a node that was enrolled and never came is lost, too.
-const ENROLMENT_GRACE: u64 = 10;
-
-impl Timing {
-    /// How much later than the node the controller calls a lease over: for clocks that run apart (2,000 parts in a million,
-    /// which is more than what a faulty oscillator and a slewing time daemon add up to on both sides) and for the ticks of
-    /// timers in the kernel.
-    pub fn margin(&self) -> Nanos {
-        self.lease / 500 + 20_000_000
-    }
-
-    fn enrolment_grace(&self) -> Nanos {
-        self.lease.saturating_mul(ENROLMENT_GRACE)
-    }
 }

@@ -1,12 +1,14 @@
 //! The node's side.
 
-use super::{Clocks, Grant, Heartbeat, Nanos, NodeAction, NodeEvent, NodeState, Nonce, Reason, Timing};
+use super::{Clocks, Grant, Heartbeat, Host, Nanos, NodeAction, NodeEvent, NodeState, Nonce, Reason, Timing};
 
 /// The node's side.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeLease {
     state: NodeState,
     timing: Timing,
+    /// What the next new heartbeat says.
+    host: Host,
     /// For the next heartbeat.
     nonce: Nonce,
     /// When that nonce arrived: CLOCK_MONOTONIC_RAW.
@@ -22,17 +24,18 @@ pub struct NodeLease {
 }
 
 impl NodeLease {
-    /// Just enrolled.
-    pub fn enrolled(nonce: Nonce, timing: Timing, now: Clocks) -> Self {
+    /// Just enrolled. To be called after the answer has arrived.
+    pub fn enrolled(nonce: Nonce, timing: Timing, host: Host, now: Clocks) -> Self {
         Self {
             state: NodeState::Enrolling,
             timing,
+            host,
             nonce,
             granted: now.monotonic_raw,
             sequence: 0,
             outstanding: None,
             next_send: now.boottime,
-            enrolment_ends: now.boottime.saturating_add(timing.enrolment_grace()),
+            enrolment_ends: now.boottime.saturating_add(timing.grace),
         }
     }
 
@@ -58,6 +61,11 @@ impl NodeLease {
             NodeEvent::Connected(now) => {
                 self.next_send = now.boottime;
                 self.send_if_due(now, &mut actions);
+            }
+            NodeEvent::Measured(host) => self.host = host,
+            NodeEvent::Found(reason) => {
+                actions.push(NodeAction::Report(reason.clone()));
+                self.sever(reason, &mut actions);
             }
         }
         actions
@@ -89,15 +97,23 @@ impl NodeLease {
         }
         let heartbeat = *self.outstanding.get_or_insert_with(|| {
             self.sequence += 1;
-            Heartbeat { sequence: self.sequence, nonce: self.nonce, clocks: now, granted: self.granted }
+            Heartbeat {
+                sequence: self.sequence,
+                nonce: self.nonce,
+                clocks: now,
+                granted: self.granted,
+                host: self.host,
+            }
         });
-        self.next_send = now.boottime.saturating_add(self.timing.heartbeat);
+        self.next_send = now.boottime.saturating_add(self.timing.retry);
         actions.push(NodeAction::Send(heartbeat));
     }
 
     fn granted(&mut self, grant: Grant, now: Clocks, actions: &mut Vec<NodeAction>) {
-        if grant.sequence > self.sequence {
+        let foreign = |heartbeat: Heartbeat| heartbeat.sequence == grant.sequence && heartbeat.clocks != grant.sent;
+        if grant.sequence > self.sequence || self.outstanding.is_some_and(foreign) {
             // An authenticated controller answered a heartbeat that this node has not sent: somebody else did, as this node.
+            actions.push(NodeAction::Report(Reason::Protocol));
             self.sever(Reason::Protocol, actions);
             return;
         }
@@ -119,7 +135,8 @@ impl NodeLease {
             return;
         }
         // The next heartbeat keeps the rhythm of the first sending, and is late if this one had to be repeated.
-        self.next_send = answered.clocks.boottime.saturating_add(self.timing.heartbeat);
+        self.next_send =
+            if grant.confirm { now.boottime } else { answered.clocks.boottime.saturating_add(self.timing.heartbeat) };
         self.send_if_due(now, actions);
     }
 

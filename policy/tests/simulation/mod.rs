@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use opencluster_policy::lease::{
-    Clocks, Grant, Heartbeat, NodeAction, NodeEvent, NodeLease, NodeState, PeerAction, PeerEvent, PeerLease, PeerState,
-    Reason, Timing,
+    Clocks, Grant, Heartbeat, Host, NodeAction, NodeEvent, NodeLease, NodeState, PeerAction, PeerEvent, PeerLease,
+    PeerState, Reason, Timing,
 };
 
 pub(crate) const MILLISECOND: u64 = 1_000_000;
@@ -118,7 +118,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(timing: Timing, peer_clock: Clock, network: Network, seed: u64) -> Self {
-        let peer = PeerLease::enrolled([0; 16], timing, peer_clock.clocks(0));
+        let peer = PeerLease::enrolled([0; 16], timing, Host::default(), peer_clock.clocks(0));
         Self {
             timing,
             now: 0,
@@ -141,7 +141,7 @@ impl World {
     /// The node that enrols: the controller's answer takes a moment.
     pub(crate) fn add_node(&mut self, clock: Clock) {
         self.now += 3 * MILLISECOND;
-        let lease = NodeLease::enrolled([0; 16], self.timing, clock.clocks(self.now));
+        let lease = NodeLease::enrolled([0; 16], self.timing, Host::default(), clock.clocks(self.now));
         self.nodes.push(Node { lease, clock, first_sent: BTreeMap::new(), lost_in_a_row: 0 });
         self.schedule(self.now, Event::NodeTick(0));
         self.schedule(self.now, Event::PeerTick);
@@ -284,6 +284,7 @@ impl World {
                     self.nodes[number].lost_in_a_row = 0;
                     self.check_renewal(number, deadline, grant.expect("only grants renew"));
                 }
+                NodeAction::Report(reason) => panic!("nobody copied this node's key: {reason:?}"),
                 NodeAction::Sever(reason) => {
                     assert_eq!(self.nodes[number].lease.state(), &NodeState::Severed(reason));
                 }
