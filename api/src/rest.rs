@@ -273,6 +273,9 @@ pub struct NodeStatus {
     pub cordoned: bool,
     /// Milliseconds since its last heartbeat; absent before the first.
     pub heartbeat_age_ms: Option<u64>,
+    /// Heartbeats that were granted since it enrolled.
+    #[serde(default)]
+    pub heartbeats: u64,
     /// Milliseconds of lease left; 0 when it ran out.
     pub lease_left_ms: u64,
     /// The configuration version that it has applied.

@@ -34,7 +34,7 @@ fn pause(guest: &mut Guest, span: Duration) -> anyhow::Result<Resumed> {
     guest.machine.stop()?;
     let_pass(span);
     guest.machine.link().count_anew()?;
-    let resumed = Resumed::now();
+    let resumed = Resumed::now(guest.heartbeats()?);
     guest.machine.resume()?;
     Ok(resumed)
 }
@@ -42,6 +42,7 @@ fn pause(guest: &mut Guest, span: Duration) -> anyhow::Result<Resumed> {
 /// Found, and soon: by one of these.
 fn found(outcome: &Outcome, by: &[&str]) -> anyhow::Result<()> {
     ensure!(by.iter().any(|by| outcome.found_by.contains(by)), "found by another thing: {outcome:?}");
+    ensure!(outcome.granted_heartbeats <= 1, "not by the first heartbeat: {outcome:?}");
     ensure!(outcome.verdict_ms <= SOON.as_millis() as u64, "not soon enough: {outcome:?}");
     ensure!(outcome.last_echo_ms <= SOON.as_millis() as u64, "it went on after the verdict: {outcome:?}");
     Ok(())
@@ -83,7 +84,7 @@ fn r13_a_stopped_hypervisor_costs_the_lease() -> anyhow::Result<()> {
         guest.machine.signal(Signal::SIGSTOP)?;
         let_pass(LEASE + Duration::from_secs(1));
         guest.machine.link().count_anew()?;
-        let resumed = Resumed::now();
+        let resumed = Resumed::now(guest.heartbeats()?);
         guest.machine.signal(Signal::SIGCONT)?;
         Ok(resumed)
     })?;
@@ -106,7 +107,7 @@ fn r13_a_machine_that_is_rolled_back_is_found_out() -> anyhow::Result<()> {
         guest.machine.stop()?;
         guest.machine.monitor().human("loadvm before")?;
         guest.machine.link().count_anew()?;
-        let resumed = Resumed::now();
+        let resumed = Resumed::now(guest.heartbeats()?);
         guest.machine.resume()?;
         Ok(resumed)
     })?;
@@ -119,8 +120,10 @@ fn copied(kind: trial::Kind) -> impl FnOnce(&mut Guest) -> anyhow::Result<Resume
     move |guest| {
         let file = guest.save()?;
         ensure!(guest.generation_id() == kind.generation_id, "another machine than was asked for");
+        guest.machine.link().count_anew()?;
+        let heartbeats = guest.heartbeats()?;
         let first = guest.restore(&file, &Changes::default())?;
-        let resumed = Resumed::now();
+        let resumed = Resumed::now(heartbeats);
         let second = guest.restore(&file, &Changes::default())?;
         Ok(resumed.with(vec![first, second]))
     }
@@ -142,6 +145,27 @@ fn r13_r23_a_machine_that_is_started_twice_is_found_out() -> anyhow::Result<()> 
     record(&field, "machines_copied", &outcomes)
 }
 
+/// A copy that cost the original no time to speak of: no clock tells of it. It says what the original has said already.
+#[test]
+fn r13_a_copy_of_a_running_machine_is_found_out() -> anyhow::Result<()> {
+    if trial::skipped() {
+        return Ok(());
+    }
+    let mut field = Field::up("r13_a_copy_of_a_running_machine_is_found_out")?;
+    let outcome = field.trial("copied while it runs, the copy started", PLAIN, |guest| {
+        let file = guest.save_live()?;
+        // The positive control: the original is none the worse for it, heartbeats later.
+        let_pass(Duration::from_secs(2));
+        ensure!(guest.own_status()?["state"] == "active", "the original: {}", guest.own_status()?);
+        guest.machine.link().count_anew()?;
+        let heartbeats = guest.heartbeats()?;
+        let copy = guest.restore(&file, &Changes::default())?;
+        Ok(Resumed::now(heartbeats).with(vec![copy]))
+    })?;
+    ensure!(outcome.found_by.contains("old nonce"), "found by another thing: {outcome:?}");
+    record(&field, "machines_copied_live", &[outcome])
+}
+
 #[test]
 fn r23_a_machine_that_is_moved_is_found_out() -> anyhow::Result<()> {
     if trial::skipped() {
@@ -157,7 +181,8 @@ fn r23_a_machine_that_is_moved_is_found_out() -> anyhow::Result<()> {
     ] {
         let outcome = field.trial(what, kind, |guest| {
             let moved = guest.migrate(&changes)?;
-            Ok(Resumed::now().with(vec![moved]))
+            guest.machine.link().count_anew()?;
+            Ok(Resumed::now(guest.heartbeats()?).with(vec![moved]))
         })?;
         found(&outcome, by)?;
         outcomes.push(outcome);

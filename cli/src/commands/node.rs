@@ -168,6 +168,7 @@ pub(super) mod tests {
             age_left_ms: Some(90_000_000),
             cordoned: false,
             heartbeat_age_ms: Some(210),
+            heartbeats: 1207,
             lease_left_ms: 2790,
             config_version: 17,
             revocation_version: 2,
@@ -188,6 +189,7 @@ pub(super) mod tests {
             age_left_ms: None,
             lease_left_ms: 0,
             heartbeat_age_ms: Some(95_000),
+            heartbeats: 88,
             ..healthy("b")
         };
         let expected = "\

@@ -123,6 +123,7 @@ pub(super) async fn status(
                 age_left_ms: None,
                 cordoned: false,
                 heartbeat_age_ms: None,
+                heartbeats: 0,
                 lease_left_ms: 0,
                 config_version: 0,
                 revocation_version: 0,
@@ -148,6 +149,7 @@ pub(super) async fn status(
                     status.cordoned = left.cordoned;
                 }
                 status.heartbeat_age_ms = peer.heartbeat_age_ms;
+                status.heartbeats = peer.heartbeats;
                 status.lease_left_ms = peer.lease_left_ms;
                 status.config_version = peer.config_version;
                 status.revocation_version = peer.revocation_version;

@@ -116,6 +116,8 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Since its last heartbeat.
     pub heartbeat_age_ms: Option<u64>,
+    /// How many heartbeats were granted.
+    pub heartbeats: u64,
     /// Of the lease.
     pub lease_left_ms: u64,
     /// What it applied.
@@ -361,6 +363,7 @@ impl Registry {
         Some(PeerStatus {
             state: peer.lease.state().clone(),
             heartbeat_age_ms: peer.last_heartbeat.map(|at| now.boottime.saturating_sub(at) / MS),
+            heartbeats: peer.lease.granted(),
             lease_left_ms,
             config_version: peer.config_version,
             revocation_version: peer.revocation_version,

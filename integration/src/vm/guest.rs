@@ -130,6 +130,14 @@ impl Guest {
         Ok(self.rig.operator().nodes()?.nodes.into_iter().find(|node| node.name == self.host.name))
     }
 
+    /// How many of its heartbeats the controller has granted.
+    pub fn heartbeats(&self) -> Result<u64, VmError> {
+        match self.seen_by_controller()? {
+            Some(node) => Ok(node.heartbeats),
+            None => Err(self.machine.not_ready("the controller does not know it")),
+        }
+    }
+
     /// The node's state as its own daemon tells it.
     pub fn own_status(&mut self) -> Result<Value, VmError> {
         let text = self.machine.must(&format!("{PROGRAM_DIRECTORY}/opencluster-node status --json"))?;
@@ -156,6 +164,17 @@ impl Guest {
     pub fn save(&mut self) -> Result<PathBuf, VmError> {
         let file = self.state_file();
         self.machine.monitor().migrate(&format!("exec:cat >'{}'", file.display()))?;
+        Ok(file)
+    }
+
+    /// Writes the whole machine to a file while it goes on: QEMU notes what a page was before the guest changes it.
+    pub fn save_live(&mut self) -> Result<PathBuf, VmError> {
+        let file = self.state_file();
+        let background = |on: bool| json!({"capabilities": [{"capability": "background-snapshot", "state": on}]});
+        let monitor = self.machine.monitor();
+        monitor.execute("migrate-set-capabilities", &background(true))?;
+        monitor.migrate(&format!("exec:cat >'{}'", file.display()))?;
+        monitor.execute("migrate-set-capabilities", &background(false))?;
         Ok(file)
     }
 

@@ -36,13 +36,14 @@ pub struct Kind {
 #[derive(Debug)]
 pub struct Resumed {
     at: Instant,
+    heartbeats: u64,
     copies: Vec<Guest>,
 }
 
 impl Resumed {
-    /// The machine itself runs again, from now on.
-    pub fn now() -> Self {
-        Self { at: Instant::now(), copies: Vec::new() }
+    /// The machine itself runs again, from now on. So many of its heartbeats were granted before.
+    pub fn now(heartbeats: u64) -> Self {
+        Self { at: Instant::now(), heartbeats, copies: Vec::new() }
     }
 
     /// These run in its place.
@@ -81,6 +82,9 @@ pub struct Outcome {
     pub found_by: String,
     /// From the moment in which the machine ran again to the controller's verdict.
     pub verdict_ms: u64,
+    /// How many new heartbeats were granted meanwhile, to all copies together. One: the first one was late, and the next one,
+    /// which the controller then asks for at once, proved that this was no delay.
+    pub granted_heartbeats: u64,
     /// From then to the last echo of the flow through the guest; 0: there was none.
     pub last_echo_ms: u64,
     /// What the machine forwarded from then on, until nothing more came.
@@ -147,9 +151,9 @@ impl Field {
         incident: impl FnOnce(&mut Guest) -> anyhow::Result<Resumed>,
     ) -> anyhow::Result<Outcome> {
         let (mut guest, mut flow) = self.guest(kind)?;
-        let Resumed { at, copies } = incident(&mut guest).with_context(|| what.to_owned())?;
+        let Resumed { at, heartbeats, copies } = incident(&mut guest).with_context(|| what.to_owned())?;
         let verdict = self.verdict(guest.name(), at);
-        let forwarding: Vec<&Guest> = if copies.is_empty() { vec![&guest] } else { copies.iter().collect() };
+        let forwarding: Vec<&Guest> = copies.iter().chain([&guest]).collect();
         let forwarded = settled(&forwarding);
         for machine in copies.iter().chain([&guest]) {
             guest::keep_console(machine, &self.cluster.logs())?;
@@ -162,6 +166,7 @@ impl Field {
             vm_generation_id: kind.generation_id,
             found_by,
             verdict_ms: verdict.as_millis() as u64,
+            granted_heartbeats: guest.heartbeats()?.saturating_sub(heartbeats),
             last_echo_ms: last_echo.saturating_duration_since(at).as_millis() as u64,
             forwarded_packets: forwarded.packets,
             forwarded_bytes: forwarded.bytes,

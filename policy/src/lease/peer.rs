@@ -80,6 +80,11 @@ impl PeerLease {
         self.last.filter(|(last, _)| last == heartbeat && self.ended().is_none()).map(|(_, grant)| grant)
     }
 
+    /// How many heartbeats were granted. A repeated one counts once.
+    pub fn granted(&self) -> u64 {
+        self.last.map_or(0, |(last, _)| last.sequence)
+    }
+
     /// When `Tick` is due at the latest (CLOCK_BOOTTIME).
     pub fn next_tick(&self) -> Nanos {
         self.deadline().unwrap_or(Nanos::MAX)
