@@ -4,6 +4,7 @@
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
 #   make vm-test  the tests with virtual machines alone (SOAK=1: ten minutes of provoked false alarms)
 #   make soak     the same for long: a million flows that leave nothing behind, mixtures of a minute (about 10 minutes)
+#   make measure-failclosed   how fast traffic ends, and how fast revocations arrive (about 15 minutes)
 #   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
 #   make profile SCENARIO=rr-16   where the proxies' time goes, as a flame graph
 #   make bench-instructions   the hot path's instructions under callgrind, against bench/instructions.txt
@@ -22,7 +23,7 @@ PROGRAMS := opencluster opencluster-controller opencluster-node opencluster-prox
 UNITS    := opencluster-controller.service opencluster-node.service opencluster-node-block.service
 
 .DEFAULT_GOAL := build
-.PHONY: build test vm-test soak demo bench bench-quick bench-instructions profile lint clean install
+.PHONY: build test vm-test measure-failclosed soak demo bench bench-quick bench-instructions profile lint clean install
 
 build:
 	@scripts/debian-packages.sh build
@@ -46,6 +47,11 @@ soak: build
 	@scripts/debian-packages.sh test
 	OPENCLUSTER_SOAK_FLOWS=1000000 OPENCLUSTER_MIX_SECONDS=60 \
 	    $(CARGO) test --locked -p opencluster-integration --test r37_leaks --test r37_data_path -- --nocapture
+# Into the report of the benchmarks, under `failclosed`.
+measure-failclosed: build
+	@scripts/debian-packages.sh test
+	CUT_ROUNDS=$(or $(CUT_ROUNDS),20) $(CARGO) test --locked -p opencluster-integration --test r06_lease
+	$(RELEASE)/opencluster-rig measure-revocation
 
 demo: build
 	@scripts/debian-packages.sh demo

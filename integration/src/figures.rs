@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +46,35 @@ fn with(mut report: Value, name: &str, figures: Value) -> Option<Value> {
     Some(report)
 }
 
+/// What a series of times comes to, in milliseconds.
+pub fn distribution(times: &[Duration]) -> Value {
+    let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return json!({"count": 0}) };
+    let round = |value: f64| (value * 1000.0).round() / 1000.0;
+    let at = |share: f64| round(sorted[rank(sorted.len(), share)]);
+    json!({
+        "count": sorted.len(), "min": round(*min), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": round(*max),
+    })
+}
+
+/// The smallest rank that at least this share of all values does not exceed.
+fn rank(count: usize, share: f64) -> usize {
+    ((count as f64 * share).ceil() as usize).clamp(1, count) - 1
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let times: Vec<_> = (1..=100).map(Duration::from_millis).collect();
+        let expected = json!({"count": 100, "min": 1.0, "p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0});
+        assert_eq!(distribution(&times), expected);
+        assert_eq!(distribution(&times[..1])["p99"], 1.0);
+        assert_eq!(distribution(&[]), json!({"count": 0}));
+    }
 
     #[test]
     fn only_what_was_measured_is_replaced() {

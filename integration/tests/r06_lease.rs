@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
+use opencluster_integration::binaries::Binaries;
+use opencluster_integration::figures;
 use opencluster_integration::harness::{A_TO_B, Cluster, PATIENCE, Probe, Wanted, Who};
 use opencluster_integration::layout::CONTROLLER;
 use opencluster_integration::poll;
 use opencluster_integration::report::Event;
+use serde_json::json;
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -26,15 +29,28 @@ fn pulses(cluster: &Cluster) -> anyhow::Result<Vec<(&'static str, Probe)>> {
     Ok(pulses)
 }
 
-/// Every pulse stops within the lease after `loss`.
-fn all_die_within_the_lease(pulses: &mut [(&str, Probe)], loss: Instant) -> anyhow::Result<()> {
+/// Every pulse stops within the lease after `loss`: how long each outlived it.
+fn all_die_within_the_lease(pulses: &mut [(&str, Probe)], loss: Instant) -> anyhow::Result<Vec<Duration>> {
+    let mut spans = Vec::new();
     for (to, pulse) in pulses {
         let (last_echo, how) = pulse.expect_down(PATIENCE)?;
         let lived = last_echo.saturating_duration_since(loss);
         eprintln!("{to}: last echo {} ms after the loss, then {how}", lived.as_millis());
         ensure!(lived <= LEASE + LEEWAY, "{to} still lived {lived:?} after the loss");
+        spans.push(lived);
     }
-    Ok(())
+    Ok(spans)
+}
+
+/// Does it once, or `CUT_ROUNDS` times, and reports how long flows outlived the loss.
+fn measured(what: &str, once: impl Fn() -> anyhow::Result<Vec<Duration>>) -> anyhow::Result<()> {
+    let rounds = std::env::var("CUT_ROUNDS").map_or(Ok(1), |rounds| rounds.parse()).context("CUT_ROUNDS")?;
+    let mut spans = Vec::new();
+    for _ in 0..rounds {
+        spans.extend(once()?);
+    }
+    let report = json!({"last_byte_ms": figures::distribution(&spans), "bound_ms": LEASE.as_millis() as u64});
+    Ok(figures::record(Binaries::locate()?.target(), &format!("cut_{what}"), report)?)
 }
 
 /// None of them comes back, although they go on trying: processes of the workload from before the loss.
@@ -65,6 +81,10 @@ fn state_of(cluster: &Cluster, node: &str) -> String {
 
 #[test]
 fn r06_controller_loss_cuts_every_flow() -> anyhow::Result<()> {
+    measured("controller_killed", controller_loss_cuts_every_flow)
+}
+
+fn controller_loss_cuts_every_flow() -> anyhow::Result<Vec<Duration>> {
     let wanted = Wanted { resources: A_TO_B, ..Wanted::default() };
     let mut cluster = Cluster::up("r06_controller_loss_cuts_every_flow", &wanted)?;
     let _echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
@@ -74,7 +94,7 @@ fn r06_controller_loss_cuts_every_flow() -> anyhow::Result<()> {
     let controller = cluster.rig.daemon(CONTROLLER)?;
     let loss = Instant::now();
     controller.signal(Signal::SIGKILL)?;
-    all_die_within_the_lease(&mut pulses, loss)?;
+    let spans = all_die_within_the_lease(&mut pulses, loss)?;
     for node in ["a", "b"] {
         ensure!(
             poll::until_true(PATIENCE, || state_of(&cluster, node).starts_with("severed")),
@@ -91,28 +111,30 @@ fn r06_controller_loss_cuts_every_flow() -> anyhow::Result<()> {
     ensure!(still_severed, "a is {} again", state_of(&cluster, "a"));
     none_comes_back(&mut pulses)?;
     ensure!(!cluster.reaches(Who::Workload("a"), "10.88.0.12:9000")?, "traffic came back without an enrolment");
-    Ok(())
+    Ok(spans)
 }
 
 #[test]
 fn r06_controller_that_hangs_cuts_every_flow() -> anyhow::Result<()> {
-    let wanted = Wanted { resources: A_TO_B, ..Wanted::default() };
-    let cluster = Cluster::up("r06_controller_that_hangs_cuts_every_flow", &wanted)?;
-    let _echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
-    let mut pulses = pulses(&cluster)?;
-    let loss = Instant::now();
-    cluster.rig.daemon(CONTROLLER)?.signal(Signal::SIGSTOP)?;
-    all_die_within_the_lease(&mut pulses, loss)
+    measured("controller_stopped", || {
+        let wanted = Wanted { resources: A_TO_B, ..Wanted::default() };
+        let cluster = Cluster::up("r06_controller_that_hangs_cuts_every_flow", &wanted)?;
+        let _echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
+        let mut pulses = pulses(&cluster)?;
+        let loss = Instant::now();
+        cluster.rig.daemon(CONTROLLER)?.signal(Signal::SIGSTOP)?;
+        all_die_within_the_lease(&mut pulses, loss)
+    })
 }
 
 /// Kills or stops the daemon of `node`: the kernel closes it, with nobody's help.
-fn closes_without_its_daemon(test: &str, node: &str, signal: Signal) -> anyhow::Result<()> {
+fn closes_without_its_daemon(test: &str, node: &str, signal: Signal) -> anyhow::Result<Vec<Duration>> {
     let cluster = Cluster::up(test, &Wanted { resources: A_TO_B, ..Wanted::default() })?;
     let _echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
     let mut pulses = pulses(&cluster)?;
     let loss = Instant::now();
     cluster.rig.daemon(node)?.signal(signal)?;
-    all_die_within_the_lease(&mut pulses, loss)?;
+    let spans = all_die_within_the_lease(&mut pulses, loss)?;
 
     let lost = poll::until_true(PATIENCE, || cluster.node(node).is_ok_and(|node| node.state == "lost"));
     ensure!(lost, "the controller takes it for {}", cluster.node(node)?.state);
@@ -124,22 +146,25 @@ fn closes_without_its_daemon(test: &str, node: &str, signal: Signal) -> anyhow::
         ensure!(!cluster.reaches(Who::Workload("a"), "10.88.0.12:9000")?, "it carries traffic after the pause");
         none_comes_back(&mut pulses)?;
     }
-    Ok(())
+    Ok(spans)
 }
 
 #[test]
 fn r06_daemon_killed_closes_within_the_lease() -> anyhow::Result<()> {
-    closes_without_its_daemon("r06_daemon_killed_closes_within_the_lease", "a", Signal::SIGKILL)
+    let test = "r06_daemon_killed_closes_within_the_lease";
+    measured("daemon_killed", || closes_without_its_daemon(test, "a", Signal::SIGKILL))
 }
 
 #[test]
 fn r06_daemon_stopped_closes_within_the_lease() -> anyhow::Result<()> {
-    closes_without_its_daemon("r06_daemon_stopped_closes_within_the_lease", "a", Signal::SIGSTOP)
+    let test = "r06_daemon_stopped_closes_within_the_lease";
+    measured("daemon_stopped", || closes_without_its_daemon(test, "a", Signal::SIGSTOP))
 }
 
 #[test]
 fn r06_daemon_of_the_destination_killed_closes_within_the_lease() -> anyhow::Result<()> {
-    closes_without_its_daemon("r06_daemon_of_the_destination_killed", "b", Signal::SIGKILL)
+    let test = "r06_daemon_of_the_destination_killed";
+    measured("destinations_daemon_killed", || closes_without_its_daemon(test, "b", Signal::SIGKILL))
 }
 
 #[test]

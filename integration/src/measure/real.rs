@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use opencluster_integration::figures::distribution;
 use opencluster_integration::harness::{PATIENCE, Probe};
 use opencluster_integration::operator::Operator;
 use opencluster_integration::poll;
@@ -14,8 +15,6 @@ use opencluster_integration::state::StateDir;
 use opencluster_integration::up::{self, Options};
 use opencluster_integration::{binaries::Binaries, down};
 use serde_json::{Value, json};
-
-use super::figures::distribution;
 
 const RIG: &str = "ocrevoke";
 /// Flows of the one that is revoked, each to another node.

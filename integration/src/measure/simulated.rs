@@ -22,6 +22,7 @@ use opencluster_identity::tls::{ExpectedPeer, client_config, enrolment_client_co
 use opencluster_identity::trust::Trust;
 use opencluster_identity::{CertificateDer, SpiffeId};
 use opencluster_integration::binaries::Binaries;
+use opencluster_integration::figures::distribution;
 use opencluster_integration::poll;
 use opencluster_integration::state::StateDir;
 use rustix::time::{ClockId, clock_gettime};
@@ -37,7 +38,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::api::Api;
-use super::figures::distribution;
 
 const DOMAIN: &str = "simulation.test";
 const PATIENCE: Duration = Duration::from_mins(1);
