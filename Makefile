@@ -64,11 +64,11 @@ bench: build
 bench-quick:
 	@$(MAKE) bench BENCH="--quick $(BENCH)"
 
-# Instructions of the hot path under callgrind: a guard that does not depend on how busy the machine is.
 profile: build
 	@scripts/debian-packages.sh profile
 	@scripts/profile.sh $(or $(SCENARIO),rr-16)
 
+# Instructions of the hot path under callgrind: a guard that does not depend on how busy the machine is.
 bench-instructions:
 	@scripts/debian-packages.sh instructions
 	@CARGO="$(CARGO)" scripts/bench-instructions.sh $(BENCH)

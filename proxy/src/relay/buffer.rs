@@ -17,6 +17,10 @@ const LARGE: usize = LARGE_RECORDS * MAX_OWN_RECORD + KEY_UPDATE_RECORD;
 const KEEP_SMALL: usize = 256;
 const KEEP_LARGE: usize = 32;
 
+/// What a worker has from the beginning, so that a rare moment in which more flows than ever have bytes at the same time
+/// finds a buffer and not the allocator. (Memory that is not written to is not taken from the machine.)
+const READY_SMALL: usize = 16;
+
 /// Once this much is in use by a worker's flows, large buffers are not handed out: stuck flows make do with small ones.
 const PRESSURE: usize = 128 * 1024 * 1024;
 
@@ -56,6 +60,21 @@ struct Pool {
 
 thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
+}
+
+impl Block {
+    fn of(length: usize) -> Box<Self> {
+        Box::new(Self { bytes: vec![0; length], ranges: Vec::new() })
+    }
+}
+
+/// Makes this thread's first buffers, and the shelves that later ones are kept on.
+pub fn prepare() {
+    POOL.with_borrow_mut(|pool| {
+        pool.small.reserve(KEEP_SMALL);
+        pool.large.reserve(KEEP_LARGE);
+        pool.small.resize_with(READY_SMALL, || Block::of(SMALL));
+    });
 }
 
 /// Takes a buffer. Its contents are left over from earlier use.

@@ -206,6 +206,7 @@ fn prepare(start: &Start) -> Result<Prepared, WorkerError> {
     let Start { shared, number, sandboxed, everybody } = start;
     let number = *number;
     let failed = |source| WorkerError::Start { number, source };
+    buffer::prepare();
     let runtime = Builder::new_current_thread()
         .enable_io()
         .enable_time()
