@@ -63,8 +63,8 @@ thread_local! {
 }
 
 impl Block {
-    fn of(length: usize) -> Box<Self> {
-        Box::new(Self { bytes: vec![0; length], ranges: Vec::new() })
+    fn of(length: usize) -> Self {
+        Self { bytes: vec![0; length], ranges: Vec::new() }
     }
 }
 
@@ -73,7 +73,7 @@ pub fn prepare() {
     POOL.with_borrow_mut(|pool| {
         pool.small.reserve(KEEP_SMALL);
         pool.large.reserve(KEEP_LARGE);
-        pool.small.resize_with(READY_SMALL, || Block::of(SMALL));
+        pool.small.resize_with(READY_SMALL, || Box::new(Block::of(SMALL)));
     });
 }
 
