@@ -64,7 +64,7 @@ thread_local! {
 
 impl Block {
     fn of(length: usize) -> Self {
-        Self { bytes: vec![0; length], ranges: Vec::new() }
+        Self { bytes: vec![0; length], ranges: Vec::with_capacity(MAX_PIECES) }
     }
 }
 
@@ -86,9 +86,7 @@ pub fn take(size: Size) -> Buffer {
             Size::Large => (&mut pool.large, LARGE),
         };
         // With room for all that is ever noted in it: carrying bulk allocates nothing.
-        let block = shelf
-            .pop()
-            .unwrap_or_else(|| Box::new(Block { bytes: vec![0; length], ranges: Vec::with_capacity(MAX_PIECES) }));
+        let block = shelf.pop().unwrap_or_else(|| Box::new(Block::of(length)));
         pool.lent += length;
         Buffer { block: Some(block) }
     })
