@@ -3,13 +3,14 @@
 #   make demo     see it work: two hosts, real applications, an intruder, a lost controller
 #   make test     see it proven: unit tests, then tests by requirement on real clusters (as root)
 #   make vm-test  the tests with virtual machines alone (SOAK=1: ten minutes of provoked false alarms)
-#   make soak     the same for long: a million flows that leave nothing behind, mixtures of a minute (about 10 minutes)
+#   make soak     the same for long: a million flows that leave nothing behind, mixtures of a minute, the lease's models with
+#                 larger bounds (some gigabytes)
 #   make measure-failclosed   how fast traffic ends, and how fast revocations arrive (about 15 minutes)
 #   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
 #   make profile SCENARIO=rr-16   where the proxies' time goes, as a flame graph
 #   make bench-instructions   the hot path's instructions under callgrind, against bench/instructions.txt
 #   make build    the five programs, in target/release
-#   make lint     formatting, clippy, licences
+#   make lint     formatting, clippy, whether the fuzz targets build, licences
 #   make install  PREFIX=/usr/local DESTDIR=
 
 CARGO   ?= cargo
@@ -47,6 +48,7 @@ soak: build
 	@scripts/debian-packages.sh test
 	OPENCLUSTER_SOAK_FLOWS=1000000 OPENCLUSTER_MIX_SECONDS=60 \
 	    $(CARGO) test --locked -p opencluster-integration --test r37_leaks --test r37_data_path -- --nocapture
+	$(CARGO) test --release --locked -p opencluster-policy --test lease_model -- --ignored --nocapture
 # Into the report of the benchmarks, under `failclosed`.
 measure-failclosed: build
 	@scripts/debian-packages.sh test
@@ -77,6 +79,7 @@ lint:
 	@scripts/debian-packages.sh build
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml
 	@scripts/check-requirements
 	@scripts/licences.sh
 

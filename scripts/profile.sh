@@ -10,7 +10,8 @@ target="${CARGO_TARGET_DIR:-target}"
 bench="$target/release/opencluster-bench"
 out="${2:-$target/bench/profile-$scenario.svg}"
 place="$(mktemp -d)"
-trap 'rm -rf "$place"' EXIT
+running=
+trap 'rm -rf "$place"; [ -z "$running" ] || kill "$running" 2>/dev/null || true' EXIT
 
 "$bench" --name profile --contenders us --scenarios "$scenario" --rounds 1 --seconds 8 --out "$place/out" >"$place/log" 2>&1 &
 running=$!
@@ -30,7 +31,8 @@ done
 # The cluster becomes ready, and the load is warmed up.
 sleep 3
 perf record -q -g -F 1999 -p "$(proxies)" -o "$place/data" -- sleep 3
-wait "$running" || { cat "$place/log" >&2; exit 1; }
+wait "$running" || { running=; cat "$place/log" >&2; exit 1; }
+running=
 perf script -i "$place/data" -F comm,ip,sym 2>/dev/null |
     "$bench" flame --title "Both proxies at $scenario" >"$place/graph.svg"
 mkdir -p "$(dirname "$out")"

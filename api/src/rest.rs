@@ -294,6 +294,9 @@ pub struct NodeStatus {
     pub flows: u64,
     /// Workloads (SPIFFE IDs) with an SVID installed.
     pub workloads_ready: Vec<String>,
+    /// A change of its machine's generation (VMGENID) would be seen.
+    #[serde(default)]
+    pub generation_watched: bool,
 }
 
 /// The controller's own state.

@@ -15,6 +15,8 @@ pub(crate) struct Status {
     pub(crate) controller: Option<String>,
     pub(crate) firewall_applied: bool,
     pub(crate) firewall_repairs: u64,
+    /// Whether a change of this machine's generation (VMGENID) would be seen.
+    pub(crate) generation_watched: bool,
     pub(crate) config_version: Option<u64>,
     pub(crate) revocation_version: Option<u64>,
     pub(crate) certificate_expires_in_s: Option<u64>,
@@ -53,6 +55,7 @@ impl std::fmt::Display for Status {
         writeln!(f, "controller  {}", self.controller.as_deref().unwrap_or("none"))?;
         let applied = if self.firewall_applied { "applied" } else { "NOT APPLIED" };
         writeln!(f, "firewall    {applied}, {} repairs", self.firewall_repairs)?;
+        writeln!(f, "generation  {}", if self.generation_watched { "watched" } else { "NOT WATCHED" })?;
         writeln!(
             f,
             "config      {}",

@@ -128,6 +128,7 @@ pub(super) async fn status(
                 config_version: 0,
                 revocation_version: 0,
                 firewall_applied: false,
+                generation_watched: false,
                 proxy_ready: false,
                 firewall_repairs: 0,
                 proxy_restarts: 0,
@@ -158,6 +159,7 @@ pub(super) async fn status(
                 status.firewall_repairs = peer.health.firewall_repairs;
                 status.proxy_restarts = peer.health.proxy_restarts;
                 status.flows = peer.health.flows;
+                status.generation_watched = peer.health.generation_watched;
                 status.workloads_ready = peer.health.workloads_ready;
             }
             status

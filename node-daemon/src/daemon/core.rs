@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{self, Firewall};
 use crate::flows;
+use crate::heartbeat::generation::Watching;
 use crate::heartbeat::host::{HostIdentity, Measured};
 use crate::heartbeat::message::{self, Report};
 use crate::heartbeat::{Session, SessionEvent};
@@ -39,6 +40,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) host: HostIdentity,
+    pub(super) watching: Watching,
     /// What the host is known by, as of the last new heartbeat.
     pub(super) measured: Measured,
     pub(super) id: SpiffeId,
@@ -129,14 +131,13 @@ impl Core {
 
     /// What the host is known by may have changed since the last heartbeat; the controller judges.
     async fn measure(&mut self) {
-        match self.host.measure() {
-            Ok(measured) => {
-                self.step(NodeEvent::Measured(measured.host())).await;
-                self.measured = measured;
-            }
-            // Then the next heartbeat says what is known.
-            Err(error) => tracing::error!(%error, "the boot ID cannot be read"),
-        }
+        let measured = self.host.measure().unwrap_or_else(|error| {
+            // What was not measured is not claimed: the controller ends a node that does not know its own boot.
+            tracing::error!(%error, "the boot ID cannot be read");
+            Measured { boot_id: format!("unknown: {error}"), ..self.measured.clone() }
+        });
+        self.step(NodeEvent::Measured(measured.host())).await;
+        self.measured = measured;
     }
 
     /// This machine goes on from a snapshot: it is a copy, or was restored or moved.
@@ -179,6 +180,7 @@ impl Core {
                 proxy_restarts: self.supervisor.restarts(),
                 flows: proxy.map_or(0, |proxy| proxy.flows),
                 workloads_ready: proxy.map(|proxy| proxy.identities_ready.clone()).unwrap_or_default(),
+                generation_watched: self.watching.is_on(),
             },
         }
     }

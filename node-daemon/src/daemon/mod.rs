@@ -122,7 +122,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
 
     let host = HostIdentity::new();
     let (generation_sender, mut generations) = mpsc::channel(1);
-    generation::watch(generation_sender);
+    let watching = generation::watch(generation_sender);
     let token = enrol::take_token(&config)?;
     let enrolled = {
         let enrolment = enrol::enrol(&config, &token, &controllers, &host);
@@ -147,7 +147,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
         access_log: config.access_log.clone(),
     };
     let supervisor = Supervisor::new(settings, proxy_sender);
-    let mut core = assemble(config, host, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
+    let mut core = assemble(config, host, watching, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
     tracing::info!("serving");
 
     // Asked to end, the daemon goes on earning its lease until the proxy's flows have finished, or their time is over.
@@ -188,6 +188,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
 fn assemble(
     config: Config,
     host: HostIdentity,
+    watching: generation::Watching,
     enrolled: Enrolled,
     controllers: Vec<std::net::SocketAddr>,
     firewall: Firewall,
@@ -226,6 +227,7 @@ fn assemble(
         severed: None,
         config,
         host,
+        watching,
         measured,
         id,
         svids,

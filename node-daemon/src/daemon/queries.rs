@@ -103,6 +103,7 @@ impl Core {
             controller: self.controller.as_ref().map(|(address, _)| address.to_string()),
             firewall_applied: self.firewall_applied,
             firewall_repairs: self.firewall_repairs,
+            generation_watched: self.watching.is_on(),
             config_version: self.resources.version(),
             revocation_version: self.revocations.as_ref().map(|set| set.version),
             certificate_expires_in_s: expires,

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
@@ -14,16 +16,35 @@ const FORK: &str = "crng reseeded due to virtual machine fork";
 /// One record of the kernel's log is at most this long.
 const RECORD: usize = 8192;
 
+/// Whether the kernel's log is being followed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watching(Arc<AtomicBool>);
+
+impl Watching {
+    /// Now.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Follows the kernel's log on a thread of its own, from now on, for as long as somebody listens.
-pub(crate) fn watch(forks: mpsc::Sender<String>) {
+pub(crate) fn watch(forks: mpsc::Sender<String>) -> Watching {
+    let watching = Watching::default();
+    let on = watching.clone();
     let watcher = std::thread::Builder::new().name("generation".to_owned()).spawn(move || {
-        if let Err(error) = open().and_then(|log| follow(log, &forks)) {
+        let followed = open().and_then(|log| {
+            on.0.store(true, Ordering::Relaxed);
+            follow(log, &forks)
+        });
+        on.0.store(false, Ordering::Relaxed);
+        if let Err(error) = followed {
             tracing::warn!(%error, "changes of this machine's generation are not seen: the kernel's log cannot be read");
         }
     });
     if let Err(error) = watcher {
         tracing::warn!(%error, "changes of this machine's generation are not seen: no thread to watch them");
     }
+    watching
 }
 
 fn open() -> io::Result<File> {

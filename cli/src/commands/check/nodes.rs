@@ -89,6 +89,13 @@ fn active(
             "somebody on that host changes the packet filter: the node's log says when",
         ));
     }
+    if !node.generation_watched {
+        checks.push(Check::warning(
+            "copies of its machine are seen by their generation",
+            "the kernel's log is not followed: clocks and nonces must do alone",
+            "look at the node's log: it says why /dev/kmsg cannot be read",
+        ));
+    }
     if node.proxy_restarts > 0 {
         let detail = format!("{} restarts since it started", node.proxy_restarts);
         checks.push(Check::warning("proxy did not restart", detail, log));
@@ -203,6 +210,7 @@ mod tests {
         assert!(checks.iter().all(|check| check.result == Outcome::Ok), "nobody is to hold a revoked identity");
         let cordoned = NodeStatus { cordoned: true, age_left_ms: Some(1000), ..healthy("a") };
         assert_eq!(outcomes(&cordoned), [Outcome::Warning]);
+        finds(7, Outcome::Warning, NodeStatus { generation_watched: false, ..healthy("a") });
         finds(7, Outcome::Warning, NodeStatus { firewall_repairs: 1, ..healthy("a") });
         finds(7, Outcome::Warning, NodeStatus { proxy_restarts: 1, ..healthy("a") });
     }
