@@ -147,7 +147,8 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
         access_log: config.access_log.clone(),
     };
     let supervisor = Supervisor::new(settings, proxy_sender);
-    let mut core = assemble(config, host, watching, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
+    let mut core =
+        assemble(config, host, watching, enrolled, controllers, firewall, base, tree, supervisor, session_sender)?;
     tracing::info!("serving");
 
     // Asked to end, the daemon goes on earning its lease until the proxy's flows have finished, or their time is over.
