@@ -111,7 +111,7 @@ fn leaves_nothing(test: &str, tunnels: &str) -> anyhow::Result<()> {
 
     churn(&cluster, (flows / 3).min(50_000))?;
     let processes = Process::all(&cluster)?;
-    std::thread::sleep(SETTLE);
+    poll::holds_for(SETTLE, || true);
     ensure!(processes.len() == 4, "two daemons and two proxies: {processes:?}");
     let tasks_before = tasks(&cluster)?;
     let before: Vec<_> = processes.iter().map(|process| process.holds(&cluster)).collect::<Result<_, _>>()?;
