@@ -52,6 +52,7 @@ Contenders:
   stunnel     two stunnel, mutual TLS 1.3 between them
   nginx       two nginx with the stream module, mutual TLS 1.3 between them
   wireguard   a WireGuard tunnel in user space (wireguard-go)
+  plain       two haproxy in TCP mode, nothing encrypted: what two hops cost at all
   and what --external describes
 
 Examples:
@@ -454,7 +455,7 @@ mod tests {
         let (full, quick) = (of(""), of(" --quick"));
         assert_eq!(quick.scenarios, crate::scenario::CONTRACT);
         assert!(quick.scenarios.iter().all(|s| full.scenarios.contains(s)));
-        assert_eq!((full.contenders.len(), &quick.contenders[..]), (6, &full.contenders[..QUICK]));
+        assert_eq!((full.contenders.len(), &quick.contenders[..]), (7, &full.contenders[..QUICK]));
         assert!(["us", "haproxy", "stunnel"].iter().all(|c| quick.contenders.iter().any(|q| q == c)), "for the bar");
         assert!(full.rounds >= 7 && quick.rounds < full.rounds && quick.seconds < full.seconds);
         assert_eq!(of(" --scenarios rr-1,rr-1").scenarios, ["rr-1"]);

@@ -2,6 +2,8 @@
 //!
 //! In TCP mode every client connection has a server connection of its own: haproxy can neither keep nor pool them, and
 //! each new one pays a TLS handshake. Sessions are resumed (haproxy's default), which makes that as cheap as it gets.
+//!
+//! The same pair without TLS, moving bulk inside the kernel (`splice`), is `plain`: what two hops cost whoever encrypts nothing.
 
 use super::pki::SERVER_NAME;
 use super::{Kind, Launch, Service, Site, write};
@@ -9,40 +11,43 @@ use crate::error::BenchError;
 use crate::process;
 use crate::topology;
 
-/// The client side and the server side.
-pub(super) fn pair(site: &Site<'_>) -> Result<Vec<Launch>, BenchError> {
-    let (authority, wire) = (site.pki.authority.display(), topology::SERVER);
-    let common = common(process::flows_within(site.open_files).min(20_000));
+/// The client side and the server side; of [`Kind::Plain`] without TLS.
+pub(super) fn pair(kind: &Kind, site: &Site<'_>) -> Result<Vec<Launch>, BenchError> {
+    let (authority, wire, contender) = (site.pki.authority.display(), topology::SERVER, kind.name());
+    let mut common = common(process::flows_within(site.open_files).min(20_000));
+    let (mut towards_peer, mut from_peer) = (String::new(), String::new());
+    if *kind == Kind::Plain {
+        common += "  option splice-auto\n";
+    } else {
+        towards_peer = format!(
+            " ssl crt {} ca-file {authority} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME})",
+            site.pki.client.display()
+        );
+        from_peer =
+            format!(" ssl crt {} ca-file {authority} verify required curves X25519", site.pki.server.display());
+    }
     let client = Service::ALL.map(|service| {
-        let (name, own, peer) = (service.name(), Kind::Haproxy.local_port(service), Kind::Haproxy.wire_port(service));
-        let certificate = site.pki.client.display();
-        format!(
-            "listen {name}\n  bind 127.0.0.1:{own} backlog 16384\n  server peer {wire}:{peer} ssl crt {certificate} \
-             ca-file {authority} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME})\n"
-        )
+        let (name, own, peer) = (service.name(), kind.local_port(service), kind.wire_port(service));
+        format!("listen {name}\n  bind 127.0.0.1:{own} backlog 16384\n  server peer {wire}:{peer}{towards_peer}\n")
     });
     let server = Service::ALL.map(|service| {
-        let (name, app, own) = (service.name(), service.port(), Kind::Haproxy.wire_port(service));
-        let certificate = site.pki.server.display();
-        format!(
-            "listen {name}\n  bind {wire}:{own} backlog 16384 ssl crt {certificate} ca-file {authority} verify required \
-             curves X25519\n  server app 127.0.0.1:{app}\n"
-        )
+        let (name, app, own) = (service.name(), service.port(), kind.wire_port(service));
+        format!("listen {name}\n  bind {wire}:{own} backlog 16384{from_peer}\n  server app 127.0.0.1:{app}\n")
     });
     [("client", site.topology.client(), client), ("server", site.topology.server(), server)]
         .into_iter()
         .map(|(side, host, text)| {
-            let config = site.folder.join(format!("haproxy-{side}.cfg"));
+            let config = site.folder.join(format!("{contender}-{side}.cfg"));
             write(&config, &(common.clone() + &text.concat()))?;
             let mut command = process::in_namespace(&host, "haproxy")?;
             command.arg("-db").arg("-f").arg(config);
-            Ok(Launch::counted(site.folder.join(format!("haproxy-{side}.log")), command))
+            Ok(Launch::counted(site.folder.join(format!("{contender}-{side}.log")), command))
         })
         .collect()
 }
 
 /// One thread a core; larger buffers than by default, which save it an eighth of the CPU time in bulk and cost it nothing
-/// elsewhere (an idle flow holds none). `haproxy-*.cfg` beside the report is what was really run.
+/// elsewhere (an idle flow holds none). `haproxy-*.cfg` and `plain-*.cfg` beside the report is what was really run.
 fn common(flows: usize) -> String {
     format!(
         "\

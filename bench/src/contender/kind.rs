@@ -9,7 +9,7 @@ use crate::error::BenchError;
 use crate::topology;
 
 /// The names that `--contenders` takes without further ado.
-pub const NAMES: [&str; 6] = ["direct", "us", "haproxy", "stunnel", "nginx", "wireguard"];
+pub const NAMES: [&str; 7] = ["direct", "us", "haproxy", "stunnel", "nginx", "wireguard", "plain"];
 
 /// A kind of contender.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Kind {
     Nginx,
     /// A WireGuard tunnel between the hosts, run by wireguard-go.
     Wireguard,
+    /// A pair of haproxy in TCP mode without encryption: what two hops cost at all.
+    Plain,
     /// Anything else, as a file describes it.
     External(Arc<External>),
 }
@@ -40,6 +42,7 @@ impl Kind {
             "stunnel" => Self::Stunnel,
             "nginx" => Self::Nginx,
             "wireguard" => Self::Wireguard,
+            "plain" => Self::Plain,
             _ => return Self::described(name, externals),
         })
     }
@@ -61,6 +64,7 @@ impl Kind {
             Self::Stunnel => "stunnel",
             Self::Nginx => "nginx",
             Self::Wireguard => "wireguard",
+            Self::Plain => "plain",
             Self::External(external) => &external.name,
         }
     }
@@ -77,7 +81,7 @@ impl Kind {
             Self::Us => SocketAddr::new(us::SERVER, service.port()),
             Self::Wireguard => SocketAddr::new(wireguard::SERVER, service.port()),
             Self::External(external) => external.target(service),
-            Self::Haproxy | Self::Stunnel | Self::Nginx => {
+            Self::Haproxy | Self::Stunnel | Self::Nginx | Self::Plain => {
                 SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.local_port(service))
             }
         }
@@ -92,6 +96,7 @@ impl Kind {
                 Self::Haproxy => 100,
                 Self::Stunnel => 200,
                 Self::Nginx => 300,
+                Self::Plain => 400,
             }
     }
 
@@ -110,7 +115,7 @@ impl Kind {
         match self {
             Self::Direct => Some("plain TCP from client to server".into()),
             Self::Us => Some(concat!("opencluster ", env!("CARGO_PKG_VERSION")).into()),
-            Self::Haproxy => ask("haproxy", "-v"),
+            Self::Haproxy | Self::Plain => ask("haproxy", "-v"),
             Self::Stunnel => ask("stunnel4", "-version"),
             Self::Nginx => ask("nginx", "-v"),
             Self::Wireguard => ask("wireguard-go", "--version"),
@@ -134,7 +139,7 @@ mod tests {
         for name in NAMES {
             let kind = Kind::from_name(name, &[]).unwrap();
             assert_eq!(kind.name(), name);
-            let listens = matches!(kind, Kind::Haproxy | Kind::Stunnel | Kind::Nginx);
+            let listens = matches!(kind, Kind::Haproxy | Kind::Stunnel | Kind::Nginx | Kind::Plain);
             for service in Service::ALL.into_iter().filter(|_| listens) {
                 assert!(ports.insert(kind.local_port(service)) && ports.insert(kind.wire_port(service)));
             }

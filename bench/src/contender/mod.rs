@@ -144,7 +144,7 @@ impl Contender {
                 command.args(server_args());
                 vec![Launch { log: site.folder.join("us-server.log"), command, counts: false }]
             }
-            Kind::Haproxy => haproxy::pair(site)?,
+            kind @ (Kind::Haproxy | Kind::Plain) => haproxy::pair(&kind, site)?,
             Kind::Stunnel => stunnel::pair(site)?,
             Kind::Nginx => nginx::pair(site)?,
             Kind::Wireguard => wireguard::pair(site)?,

@@ -60,6 +60,7 @@ pub(super) fn colour(contender: &str) -> &'static str {
         "stunnel" => "#d9952b",
         "nginx" => "#3f9a5f",
         "wireguard" => "#7a5fb5",
+        "plain" => "#6f7782",
         "direct" => "#9aa4ae",
         // Whatever --external brings.
         _ => "#27606b",
