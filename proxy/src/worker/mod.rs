@@ -1,5 +1,5 @@
-//! Workers: one thread for each core, with a runtime, listeners, pools and flows of its own. Nothing of a flow ever
-//! crosses to another thread.
+//! Workers: threads (one for two cores), each with a runtime, listeners, pools and flows of its own. A flow stays on its
+//! thread; what may cross, once, is a tunnel, to where the flow is that moves to it.
 
 pub mod descriptors;
 pub mod doors;
