@@ -34,11 +34,14 @@ provided() {
     esac
 }
 
-missing=""
-for package in $packages; do
-    installed "$package" || provided "$package" || missing="$missing $package"
-done
-[ -n "$missing" ] || exit 0
+find_missing() {
+    missing=""
+    for package in $packages; do
+        installed "$package" || provided "$package" || missing="$missing $package"
+    done
+    [ -n "$missing" ]
+}
+find_missing || exit 0
 
 if ! command -v apt-get >/dev/null; then
     echo "these programs are missing, and this is no Debian system that could install them:$missing" >&2
@@ -80,18 +83,24 @@ install() {
     # shellcheck disable=SC2086 # a list
     apt-get install -y -qq --no-install-recommends $missing >"$log" 2>&1
 }
+failed() {
+    cat "$log" >&2
+    echo "could not install:$missing" >&2
+    exit 1
+}
+wanted="$missing"
 if ! install; then
     # The lists may be absent or stale.
-    if ! apt-get update -qq >"$log" 2>&1 || ! install; then
-        cat "$log" >&2
-        echo "could not install:$missing" >&2
-        exit 1
-    fi
+    apt-get update -qq >"$log" 2>&1 && install || failed
+fi
+# A package of another release may have had to go for one of these: its own release's version takes its place.
+if find_missing; then
+    install && ! find_missing || failed
 fi
 
 # What came with them stays off after the next boot, too.
 if [ -d /run/systemd/system ]; then
     for service in nginx redis-server postgresql haproxy stunnel4; do
-        case "$missing" in *"${service%-server}"*) systemctl disable --quiet "$service" 2>/dev/null || true ;; esac
+        case "$wanted" in *"${service%-server}"*) systemctl disable --quiet "$service" 2>/dev/null || true ;; esac
     done
 fi
