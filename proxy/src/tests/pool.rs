@@ -4,6 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use opencluster_identity::SpiffeId;
+use opencluster_identity::revocation::RevocationSet;
+
 use super::{HOUR, World, echo, eventually};
 use crate::limits::Limits;
 
@@ -61,6 +64,38 @@ fn idle_tunnels_are_closed_by_both_sides_in_time() {
     let mut stream = world.connect();
     World::echo(&mut stream);
     assert_eq!(counter(&world.a, "opencluster_proxy_tls_handshakes_total"), 2);
+}
+
+#[test]
+fn r31_a_revocation_drops_the_idle_tunnels_of_the_identity() {
+    let world = World::with(echo, &Limits { sharing: false, warm_tunnels: 0, ..Limits::default() }, 1);
+    let flow = || {
+        let mut stream = world.connect();
+        World::echo(&mut stream);
+        close(&world, stream);
+    };
+    let revoke = |version, id: &SpiffeId| {
+        let mut set = RevocationSet::new(version);
+        set.revoke(id.clone(), None);
+        // Here alone: what the destination would do is left out.
+        world.a.shared.trust.replace_revocations(set);
+        world.a.shared.notify_workers();
+    };
+    let idle = || counter(&world.a, "opencluster_proxy_idle_tunnels");
+    let handshakes = || counter(&world.a, "opencluster_proxy_tls_handshakes_total");
+    flow();
+    eventually("a tunnel is idle", || idle() == 1);
+    revoke(2, &SpiffeId::parse("spiffe://rig.test/ns/default/sa/somebody-else").expect("id"));
+    flow();
+    eventually("it is idle again", || idle() == 1);
+    assert_eq!(handshakes(), 1, "positive control: what is not revoked is used again");
+
+    revoke(3, &world.b.workload);
+    eventually("nothing is idle", || idle() == 0);
+    world.a.shared.trust.replace_revocations(RevocationSet::new(4));
+    world.a.shared.notify_workers();
+    flow();
+    assert_eq!(handshakes(), 2, "the tunnel of a revoked identity came back with it");
 }
 
 #[test]
