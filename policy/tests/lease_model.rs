@@ -155,6 +155,8 @@ fn r06_the_checker_finds_what_is_wrong_with_time() {
     breaks(Setting { mutant: Some(Mutant::NoLatch), ..hostile() }, S3_NODE);
     breaks(Gone { mutant: Some(Mutant::NobodyIsLost), ..gone() }, S2_BOUND);
     breaks(Gone { mutant: Some(Mutant::GrantUnacknowledged), ..gone() }, S2_BOUND);
+    breaks(Gone { mutant: Some(Mutant::GrantUnannounced), ..gone() }, S2_BOUND);
+    breaks(Gone { mutant: Some(Mutant::CountFromAnnouncement), ..gone() }, S2_BOUND);
     breaks(Setting { mutant: Some(Mutant::NoTimeCheck), ..paused() }, PAUSE);
     breaks(Setting { mutant: Some(Mutant::NoConfirmation), ..paused() }, PAUSE);
 }

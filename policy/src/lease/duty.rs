@@ -13,13 +13,15 @@ pub(super) struct Duty {
     owed: Option<Owed>,
     /// When the first version after the one that is owed was announced.
     then: Option<Nanos>,
+    /// The oldest verdict that is not announced yet: nobody can acknowledge it, and it counts all the same.
+    unannounced: Option<Nanos>,
 }
 
 /// A version that must be acknowledged in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Owed {
     version: u64,
-    /// The controller's CLOCK_BOOTTIME at the announcement, or before.
+    /// The controller's CLOCK_BOOTTIME at the verdict, or at the announcement where that is not known.
     since: Nanos,
 }
 
@@ -33,11 +35,18 @@ impl Duty {
         if version <= self.applied {
             return;
         }
+        // A verdict that waited for its announcement waits no shorter for its acknowledgement.
+        let since = self.unannounced.map_or(now, |verdict| verdict.min(now));
         if self.owed.is_none() {
-            self.owed = Some(Owed { version, since: now });
+            self.owed = Some(Owed { version, since });
         } else if self.then.is_none() {
-            self.then = Some(now);
+            self.then = Some(since);
         }
+    }
+
+    /// The oldest verdict over another node that is not announced yet; `None`: all are.
+    pub(super) fn unannounced(&mut self, since: Option<Nanos>) {
+        self.unannounced = since;
     }
 
     /// The node has applied a version, and with it all before.
@@ -51,16 +60,27 @@ impl Duty {
             self.then.take().filter(|_| self.applied < self.newest).map(|since| Owed { version: self.newest, since });
     }
 
-    /// Whether an announcement is unanswered for so long that the node gets no grant.
+    /// Whether a verdict is without the node's acknowledgement for so long that it gets no grant.
     pub(super) fn overdue(&self, now: Nanos, timing: &Timing) -> bool {
-        self.owed.is_some_and(|owed| now >= owed.since.saturating_add(timing.patience))
+        self.held_up(now, timing)
+            || [self.owed.map(|owed| owed.since), self.then].into_iter().flatten().any(|since| late(since, now, timing))
+    }
+
+    /// Whether that is so because a verdict could not be announced to anybody.
+    pub(super) fn held_up(&self, now: Nanos, timing: &Timing) -> bool {
+        self.unannounced.is_some_and(|since| late(since, now, timing))
     }
 
     /// Another clock takes over: what is owed counts from now.
     pub(super) fn rebase(&mut self, now: Nanos) {
         self.owed = self.owed.map(|owed| Owed { since: now, ..owed });
         self.then = self.then.map(|_| now);
+        self.unannounced = self.unannounced.map(|_| now);
     }
+}
+
+fn late(since: Nanos, now: Nanos, timing: &Timing) -> bool {
+    now >= since.saturating_add(timing.patience)
 }
 
 #[cfg(test)]
@@ -91,6 +111,27 @@ mod tests {
         assert!(!duty.overdue(Nanos::MAX, &TIMING));
         duty.announced(4, 200);
         assert!(duty.overdue(210, &TIMING));
+    }
+
+    #[test]
+    fn a_verdict_counts_from_when_it_was_made_and_not_from_its_announcement() {
+        let mut duty = Duty::default();
+        duty.unannounced(Some(100));
+        assert!(!duty.overdue(109, &TIMING));
+        assert!(duty.overdue(110, &TIMING) && duty.held_up(110, &TIMING), "nobody can have applied it");
+        duty.announced(1, 107);
+        duty.unannounced(None);
+        assert!(!duty.held_up(110, &TIMING));
+        assert!(duty.overdue(110, &TIMING), "that it waited for its announcement does not make it newer");
+        duty.acknowledged(1);
+        assert!(!duty.overdue(Nanos::MAX, &TIMING));
+        duty.announced(2, 200);
+        duty.unannounced(Some(195));
+        duty.announced(3, 203);
+        duty.unannounced(None);
+        assert!(duty.overdue(205, &TIMING), "also when something newer was announced before it");
+        duty.acknowledged(3);
+        assert!(!duty.overdue(Nanos::MAX, &TIMING));
     }
 
     #[test]

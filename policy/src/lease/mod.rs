@@ -68,7 +68,7 @@ pub struct Timing {
     pub retry: Nanos,
     /// How much later than the node the controller calls a lease over.
     pub margin: Nanos,
-    /// How long a node may take to apply a revocation before it gets no grant any more.
+    /// How long after a verdict a node that has not applied it, for whatever reason, goes on getting grants.
     pub patience: Nanos,
     /// How long a node may take from its enrolment to its first grant. It carries nothing until then, so that this is only
     /// about tidiness: a node that was enrolled and never came is lost, too.
@@ -216,6 +216,10 @@ pub enum PeerEvent {
         /// The controller's clocks.
         now: Clocks,
     },
+    /// The oldest verdict over another node whose revocation has no version yet: CLOCK_BOOTTIME. `None`: all have been announced.
+    /// (Who stores verdicts takes its time, or cannot. Nobody gets a grant long after a verdict that it has not applied,
+    /// whosever fault that is.)
+    Unannounced(Option<Nanos>),
     /// The node says which version it has applied.
     Acknowledged {
         /// It, and all before.

@@ -62,6 +62,10 @@ impl PeerLease {
                 self.duty.announced(version, now.boottime);
                 Vec::new()
             }
+            PeerEvent::Unannounced(since) => {
+                self.duty.unannounced(since);
+                Vec::new()
+            }
             PeerEvent::Acknowledged { version, now, fresh } => self.acknowledged(version, now, fresh),
             PeerEvent::Revoke(why) => self.end(PeerState::Compromised(Reason::Revoked(why))),
             PeerEvent::Found(reason) => self.end(PeerState::Compromised(reason)),
@@ -99,7 +103,11 @@ impl PeerLease {
     }
 
     fn expire(&mut self, now: Clocks) -> Vec<PeerAction> {
-        let reason = if self.withheld.is_some() { Reason::Unacknowledged } else { Reason::LeaseExpired };
+        let reason = match self.withheld {
+            None => Reason::LeaseExpired,
+            Some(_) if self.duty.held_up(now.boottime, &self.timing) => Reason::Unrecorded,
+            Some(_) => Reason::Unacknowledged,
+        };
         match self.deadline() {
             Some(deadline) if now.boottime >= deadline => self.end(PeerState::Lost(reason)),
             _ => Vec::new(),

@@ -9,6 +9,8 @@ pub enum Reason {
     LeaseExpired,
     /// It did not apply a revocation in time, and so its lease was not renewed.
     Unacknowledged,
+    /// The controller could not store and announce a verdict over another node in time, and so renewed nobody's lease.
+    Unrecorded,
     /// A heartbeat carried a nonce that is not the last one: a copy or a restored snapshot.
     NonceMismatch,
     /// The node's clock and the controller's moved apart: it was paused.
@@ -32,7 +34,7 @@ pub enum Reason {
 impl Reason {
     /// Whether it says no more than that the node was not heard, and nothing against the node itself.
     pub fn is_loss(&self) -> bool {
-        matches!(self, Self::LeaseExpired | Self::Unacknowledged | Self::Forgotten)
+        matches!(self, Self::LeaseExpired | Self::Unacknowledged | Self::Unrecorded | Self::Forgotten)
     }
 
     /// A stable word for machines: on the wire, in logs, in metrics.
@@ -40,6 +42,7 @@ impl Reason {
         match self {
             Self::LeaseExpired => "lease-expired",
             Self::Unacknowledged => "unacknowledged",
+            Self::Unrecorded => "unrecorded",
             Self::NonceMismatch => "nonce-mismatch",
             Self::TimeStep => "time-step",
             Self::BootChanged => "boot-changed",
@@ -57,6 +60,7 @@ impl Reason {
         Some(match code {
             "lease-expired" => Self::LeaseExpired,
             "unacknowledged" => Self::Unacknowledged,
+            "unrecorded" => Self::Unrecorded,
             "nonce-mismatch" => Self::NonceMismatch,
             "time-step" => Self::TimeStep,
             "boot-changed" => Self::BootChanged,
@@ -77,6 +81,9 @@ impl fmt::Display for Reason {
         formatter.write_str(match self {
             Self::LeaseExpired => "the lease ran out: heartbeats or their answers did not arrive in time",
             Self::Unacknowledged => "the lease was not renewed: the node did not apply a revocation in time",
+            Self::Unrecorded => {
+                "the lease was not renewed: the controller could not store and announce the end of another node in time"
+            }
             Self::NonceMismatch => {
                 "a heartbeat carried an old nonce: a copy of the node, or a snapshot that was restored"
             }
@@ -102,6 +109,7 @@ mod tests {
         for reason in [
             Reason::LeaseExpired,
             Reason::Unacknowledged,
+            Reason::Unrecorded,
             Reason::NonceMismatch,
             Reason::TimeStep,
             Reason::BootChanged,

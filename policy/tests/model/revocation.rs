@@ -2,7 +2,8 @@
 //!
 //! Node X sends a last heartbeat at some moment and is never heard again. Node P, its peer, runs the whole protocol over a
 //! network that may lose or delay anything, pauses included; it takes flows of X while it carries traffic itself and has not
-//! applied the revocation. The controller is on time: that is what its own deadline is for.
+//! applied the revocation. The controller is on time: that is what its own deadline is for. Its store is not: writing the
+//! verdict down, without which nothing is announced, takes as long as it likes, or for ever.
 
 use opencluster_policy::lease::{
     Clocks, Heartbeat, Host, NodeAction, NodeEvent, PeerAction, PeerEvent, PeerState, Timing,
@@ -32,7 +33,8 @@ pub(crate) struct World {
     last_heard: u64,
     /// X at the controller.
     gone: PeerSide,
-    gone_ended: bool,
+    /// When the controller called it lost.
+    verdict: Option<u64>,
     /// P, until when its kernel forwards, and P at the controller.
     node: NodeSide,
     kernel: u64,
@@ -41,6 +43,8 @@ pub(crate) struct World {
     up: Vec<Heartbeat>,
     down: Vec<PeerAction>,
     revocation_sent: bool,
+    /// That took so long that nobody got a grant any more.
+    sent_late: bool,
     applied: bool,
     acknowledged: bool,
 }
@@ -59,6 +63,8 @@ pub(crate) enum Step {
     NodeTick,
     Up(usize),
     Down(usize),
+    /// The verdict is stored, and announced.
+    Commit,
     /// The revocation reaches P and is applied.
     Apply,
     /// Its acknowledgement reaches the controller.
@@ -101,13 +107,11 @@ impl World {
         let now = clocks(self.real);
         if self.gone.due(now) {
             for action in self.gone.step(PeerEvent::Tick(now)) {
-                self.gone_ended |= matches!(action, PeerAction::Sever(_));
+                if matches!(action, PeerAction::Sever(_)) {
+                    self.verdict = Some(self.real);
+                    self.peer.step(PeerEvent::Unannounced(self.verdict));
+                }
             }
-        }
-        if self.gone_ended && !self.revocation_sent {
-            self.revocation_sent = true;
-            let actions = self.peer.step(PeerEvent::Announced { version: 1, now });
-            self.peer_actions(actions);
         }
         let actions = self.peer.step(PeerEvent::Tick(now));
         self.peer_actions(actions);
@@ -127,7 +131,7 @@ impl Model for Gone {
             real: 0,
             last_heard: 0,
             gone,
-            gone_ended: false,
+            verdict: None,
             node: NodeSide::enrolled(self.timing, start, self.mutant),
             kernel: 0,
             peer: PeerSide::enrolled(self.timing, start, self.mutant),
@@ -135,6 +139,7 @@ impl Model for Gone {
             up: Vec::new(),
             down: Vec::new(),
             revocation_sent: false,
+            sent_late: false,
             applied: false,
             acknowledged: false,
         }]
@@ -153,6 +158,9 @@ impl Model for Gone {
         }
         steps.extend((0..world.up.len()).map(Step::Up));
         steps.extend((0..world.down.len()).map(Step::Down));
+        if world.verdict.is_some() && !world.revocation_sent {
+            steps.push(Step::Commit);
+        }
         if world.revocation_sent && !world.applied {
             steps.push(Step::Apply);
         }
@@ -192,6 +200,12 @@ impl Model for Gone {
                 let actions = world.node.step(event);
                 world.node_actions(actions);
             }
+            Step::Commit => {
+                world.revocation_sent = true;
+                world.sent_late = world.verdict.is_some_and(|verdict| world.real >= verdict + self.timing.patience);
+                world.peer.step(PeerEvent::Announced { version: 1, now });
+                world.peer.step(PeerEvent::Unannounced(None));
+            }
             Step::Apply => world.applied = true,
             Step::Acknowledge => {
                 world.acknowledged = true;
@@ -215,6 +229,9 @@ impl Model for Gone {
                 world.acknowledged
                     && world.real < world.kernel
                     && matches!(world.peer.state(), PeerState::Active { .. })
+            }),
+            Property::sometimes("P goes on when the store was late, but not too late", |_, world: &World| {
+                world.sent_late && world.acknowledged && world.real < world.kernel && world.peer.in_force()
             }),
         ]
     }

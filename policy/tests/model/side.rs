@@ -25,6 +25,10 @@ pub(crate) enum Mutant {
     NobodyIsLost,
     /// Whether revocations are acknowledged does not matter for grants.
     GrantUnacknowledged,
+    /// A verdict that cannot be stored holds up nobody.
+    GrantUnannounced,
+    /// The time to apply a verdict counts from its announcement.
+    CountFromAnnouncement,
     /// A heartbeat that is sent again shows the time at which it is sent again.
     NewBytesOnRetry,
     /// The clocks are not compared.
@@ -181,7 +185,12 @@ impl PeerSide {
     pub(crate) fn step(&mut self, event: PeerEvent) -> Vec<PeerAction> {
         match (self.mutant, event) {
             (Some(Mutant::NobodyIsLost), PeerEvent::Tick(_))
-            | (Some(Mutant::GrantUnacknowledged), PeerEvent::Announced { .. }) => Vec::new(),
+            | (Some(Mutant::GrantUnacknowledged), PeerEvent::Announced { .. })
+            | (Some(Mutant::GrantUnannounced), PeerEvent::Unannounced(_)) => Vec::new(),
+            (Some(Mutant::CountFromAnnouncement), event @ PeerEvent::Announced { .. }) => {
+                self.lease.step(PeerEvent::Unannounced(None));
+                self.lease.step(event)
+            }
             (Some(Mutant::AnyNonceAfterRestart), PeerEvent::Forgotten) => {
                 self.any = true;
                 Vec::new()
