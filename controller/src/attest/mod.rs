@@ -95,7 +95,7 @@ pub struct Application {
     pub csr_der: Vec<u8>,
     /// Its boot.
     pub boot_id: String,
-    /// Whether that must be another one than that of the node's enrolment before.
+    /// Whether that must be another one than those of the node's enrolments before.
     pub require_new_boot: bool,
     /// What its hardware and hypervisor are known by; empty: not measured.
     pub machine: Vec<u8>,
@@ -202,7 +202,9 @@ impl State {
         let before = self.get::<EnrolmentRecord>(Table::Enrolments, node)?.map(|(record, _)| record);
         // A host that says truly which boot it is in cannot have been wiped since. (One that lies was never promised to be
         // found out by this: see docs/threat-model.md.)
-        if application.require_new_boot && before.as_ref().is_some_and(|before| before.boot_id == application.boot_id) {
+        let mut earlier_boots = before.as_ref().map_or_else(Vec::new, EnrolmentRecord::boots);
+        let known = earlier_boots.contains(&application.boot_id);
+        if application.require_new_boot && known {
             return Err(EnrolError::Invalid(
                 "boot_id: this boot of the host was enrolled before: wipe and restart the host, then enrol it".into(),
             ));
@@ -213,10 +215,12 @@ impl State {
         if replaced.iter().chain(current.entries()).any(|record| record.key == key) {
             return Err(EnrolError::Invalid("this key was enrolled before: make a new one".into()));
         }
+        earlier_boots.retain(|boot| *boot != application.boot_id);
         let record = EnrolmentRecord {
             id: enrolled.id.clone(),
             node: node.to_owned(),
             boot_id: application.boot_id.clone(),
+            earlier_boots,
             enrolled: timestamp(writer.now()),
             standing: Standing::Active,
             reason: String::new(),

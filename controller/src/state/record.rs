@@ -25,6 +25,9 @@ pub struct EnrolmentRecord {
     pub node: String,
     /// The boot that enrolled.
     pub boot_id: String,
+    /// The boots of all enrolments of this node before: each cost an operator's token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_boots: Vec<String>,
     /// RFC 3339.
     pub enrolled: String,
     /// What became of it.
@@ -32,6 +35,13 @@ pub struct EnrolmentRecord {
     /// Why, where there is a reason.
     #[serde(default)]
     pub reason: String,
+}
+
+impl EnrolmentRecord {
+    /// Every boot that enrolled as this node up to now.
+    pub fn boots(&self) -> Vec<String> {
+        self.earlier_boots.iter().chain([&self.boot_id]).cloned().collect()
+    }
 }
 
 /// What became of an enrolment.

@@ -119,6 +119,11 @@ async fn r06_a_host_that_was_not_restarted_does_not_enrol_again() {
     cluster.enrol("b").await;
     let csr_der = key.csr_der(&crate::harness::node_id("a")).expect("csr");
     cluster.try_enrol_in_boot("a", &token, csr_der, "b0072").await.expect("after a restart");
+    // A snapshot of the first boot, put back.
+    let token = cluster.token("a").await;
+    let key = PrivateKey::generate().expect("key");
+    let refused = cluster.try_enrol("a", &token, &key).await.expect_err("an earlier boot");
+    assert!(refused.message().contains("wipe and restart"), "{refused}");
 }
 
 #[tokio::test]
