@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, ensure};
 use opencluster_controller::store::key::StoreKeySource;
 use opencluster_controller::store::{EmbeddedStore, Store as _, Table};
+use opencluster_integration::binaries::Binaries;
 use opencluster_integration::harness::{Cluster, PATIENCE, Probe, Wanted, Who};
 use opencluster_integration::poll;
 use opencluster_integration::report::Event;
@@ -293,5 +295,33 @@ fn r31_a_node_gets_no_certificate_that_is_not_its_own() -> anyhow::Result<()> {
     let attack = Attack::begin("r31_a_node_gets_its_own")?;
     ensure!(cluster.directory.exists() && std::path::Path::new(&attack.files).join("0.chain.pem").exists(), "its own");
     drop(attack.rogue);
+    Ok(())
+}
+
+/// The figure that counts is measured with more nodes and more rounds, on a machine that does nothing else
+/// (`make measure-failclosed`). Here it must be within what an answer waits at most.
+#[test]
+fn r31_a_revocation_is_acknowledged_by_every_node_in_time() -> anyhow::Result<()> {
+    let measure = |more: &[&str]| -> anyhow::Result<(bool, String, String)> {
+        let mut command = Command::new(Binaries::locate()?.path("opencluster-rig")?);
+        command.args(["measure-revocation", "--nodes", "0", "--simulated", "100", "--simulated-rounds", "20"]);
+        let output = command.args(more).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+    };
+    let (met, figures, said) = measure(&["--bar-ms", "1900"])?;
+    ensure!(met, "{said}");
+    let figures: serde_json::Value = serde_json::from_str(&figures)?;
+    for (kind, rounds) in [("workload", 20), ("node", 5)] {
+        let times = &figures["simulation"][kind]["last_acknowledgement_ms"];
+        ensure!(times["count"] == rounds, "{kind}: {figures}");
+        ensure!(times["p50"].as_f64().is_some_and(|half| half < 1000.0), "{kind}: {figures}");
+    }
+    ensure!(
+        figures["ok"] == false && said.contains("not written"),
+        "half a measurement is taken for the whole: {said}"
+    );
+    let (met, ..) = measure(&["--bar-ms", "0.001"])?;
+    ensure!(!met, "there is no bar that it does not meet");
     Ok(())
 }
