@@ -5,6 +5,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -104,7 +105,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             let config = Config::load(&config)?;
             start_log(&config);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
-            runtime.block_on(serve(&config))
+            let served = runtime.block_on(serve(&config));
+            // What waits for a disk that hangs does not keep the program from ending.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            served
         }
         Command::Ca { config } => {
             let path = Config::load(&config)?.root_certificate_path();

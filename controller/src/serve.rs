@@ -8,6 +8,7 @@ use opencluster_identity::svid::SvidStore;
 use opencluster_identity::tls::{ClientAuth, ServerIdentity, TlsError, server_config};
 use opencluster_identity::trust::Trust;
 use opencluster_identity::{SpiffeId, UnixTime};
+use opencluster_policy::spiffe::TrustDomain;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -18,9 +19,10 @@ use crate::ca::{Authority, CaError};
 use crate::config::{Config, ConfigError};
 use crate::grpc;
 use crate::lease::end_enrolments_of_the_last_run;
+use crate::lease::ends::record_ends;
 use crate::lease::registry::{ClusterTiming, Registry};
 use crate::lease::service::{ControlService, watch_leases};
-use crate::lifetime::{Lifetimes, watch_lifetimes};
+use crate::lifetime::watch_lifetimes;
 use crate::listen::{self, ListenError, Listener, Rules, Strangers, shutting_down};
 use crate::state::{State, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError, StoreKeyError};
@@ -87,15 +89,26 @@ pub struct Controller {
 impl Controller {
     /// Opens the store, checks everything, and begins to serve.
     pub async fn start(config: &Config) -> Result<Self, ServeError> {
+        let opened = config.clone();
+        let store = tokio::task::spawn_blocking(move || {
+            let key = opened.store_key.load()?;
+            Ok::<_, ServeError>(EmbeddedStore::open(&opened.state, &key)?)
+        });
+        let store = store.await.map_err(|_| ServeError::Ended("opening the store"))??;
+        Self::start_on(config, Arc::new(store)).await
+    }
+
+    /// The same on a store that is open, whatever `config` says of it.
+    pub async fn start_on(config: &Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let (domain, id) = config.identity()?;
-        let (state, authority) = load(config).await?;
+        let (state, authority) = load(domain.clone(), store).await?;
 
         let trust = Trust::with_bundle(authority.bundle().clone());
         trust.replace_revocations(state.revocations().to_set()?);
         let svids = SvidStore::new();
         svids.install(authority.own_svid(&id, UnixTime::now())?);
         let registry = Arc::new(Registry::new(ClusterTiming::new(config.lease_ms, config.heartbeat_ms)));
-        let lifetimes = Arc::new(Lifetimes::new(config.lifetime()?));
+        let lifetime = config.lifetime()?;
         let (shutdown, ending) = watch::channel(false);
 
         let mut controller = Self {
@@ -118,15 +131,14 @@ impl Controller {
             shutdown: ending.clone(),
         };
         controller.spawn("leases", watch_leases(control.clone()));
-        controller.spawn(
-            "lifetimes",
-            watch_lifetimes(Arc::clone(&state), Arc::clone(&registry), Arc::clone(&lifetimes), ending.clone()),
-        );
+        controller.spawn("ends of enrolments", record_ends(control.clone()));
+        controller
+            .spawn("lifetimes", watch_lifetimes(Arc::clone(&state), Arc::clone(&registry), lifetime, ending.clone()));
         let enrolment = EnrolmentService {
             state: Arc::clone(&state),
             authority: Arc::clone(&authority),
             registry: Arc::clone(&registry),
-            lifetimes: Arc::clone(&lifetimes),
+            lifetime,
             require_new_boot: config.require_new_boot,
             svid_ttl: config.svid_ttl(),
             failures: Arc::new(FailureLimit::default()),
@@ -152,7 +164,7 @@ impl Controller {
             state,
             authority,
             registry,
-            lifetimes,
+            lifetime,
             failures: Arc::new(FailureLimit::default()),
             shutdown: ending.clone(),
         };
@@ -255,13 +267,9 @@ impl Controller {
     }
 }
 
-/// The store with its key, the audit trail verified, and the authority.
-async fn load(config: &Config) -> Result<(Arc<State>, Arc<Authority>), ServeError> {
-    let config = config.clone();
+/// The audit trail verified, and the authority.
+async fn load(domain: TrustDomain, store: Arc<dyn Store>) -> Result<(Arc<State>, Arc<Authority>), ServeError> {
     let loaded = tokio::task::spawn_blocking(move || {
-        let (domain, _) = config.identity()?;
-        let key = config.store_key.load()?;
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&config.state, &key)?);
         let authority = Authority::load(&*store, &domain, UnixTime::now())?;
         let state = State::load(domain, store)?;
         end_enrolments_of_the_last_run(&state)?;

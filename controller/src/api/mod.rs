@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 use crate::attest::limit::FailureLimit;
 use crate::ca::Authority;
 use crate::lease::registry::Registry;
-use crate::lifetime::Lifetimes;
+use crate::lifetime::LifetimePolicy;
 use crate::listen::{Connection, shutting_down};
 use crate::state::State;
 use problem::ApiError;
@@ -66,7 +66,7 @@ pub struct Context {
     /// The nodes.
     pub registry: Arc<Registry>,
     /// How long they live.
-    pub lifetimes: Arc<Lifetimes>,
+    pub lifetime: LifetimePolicy,
     /// Requests with bad credentials.
     pub failures: Arc<FailureLimit>,
     /// Becomes true when the controller ends.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use http::StatusCode;
 use opencluster_api::rest::{
     NodeStatus, NodeStatusList, Problem, RevokeRequest, RevokeResult, TokenRequest, TokenResult,
 };
@@ -16,12 +17,17 @@ use super::extract::JsonBody;
 use super::problem::ApiError;
 use super::revocations::{acknowledged, reason};
 use crate::lease::clocks;
-use crate::state::record::{EnrolmentRecord, Standing};
-use crate::state::{StateError, node_key, timestamp_of};
+use crate::lease::ends::Recorded;
+use crate::state::record::EnrolmentRecord;
+use crate::state::revocation::Revoked;
+use crate::state::{node_key, timestamp_of};
 use crate::store::Table;
 
 const DEFAULT_TOKEN_TTL: u64 = 900;
 const MAX_TOKEN_TTL: u64 = 86_400;
+
+/// How long an answer waits for a node's end to be stored.
+const STORED: Duration = Duration::from_secs(2);
 
 /// Makes a one-time enrolment token for a node.
 #[utoipa::path(
@@ -65,6 +71,7 @@ pub(super) fn ttl(asked: Option<u64>, default: u64, most: u64) -> Result<Duratio
         (status = 200, body = RevokeResult),
         (status = 401, body = Problem), (status = 403, body = Problem),
         (status = 404, body = Problem, description = "no enrolment of this node is in force"), (status = 422, body = Problem),
+        (status = 503, body = Problem, description = "it is out, but that could not be stored yet: this is tried again"),
     )
 )]
 pub(super) async fn revoke(
@@ -74,22 +81,29 @@ pub(super) async fn revoke(
     JsonBody(request): JsonBody<RevokeRequest>,
 ) -> Result<Json<RevokeResult>, ApiError> {
     let reason = reason(request.reason)?;
-    let (name, why, registry) = (node.clone(), reason.clone(), context.registry.clone());
-    let revoked = context
-        .state
-        .run(move |state| {
-            let revoked = state.end_enrolment(&caller.name, &name, None, Standing::Compromised, &why)?;
-            if revoked.is_some() {
-                registry.revoke(&name, &why);
-            }
-            Ok::<_, StateError>(revoked)
-        })
-        .await?;
-    let Some(revoked) = revoked else {
+    // The node is out now, whatever the store does; that is stored and announced by whoever does so for all ends.
+    let recorded = context.registry.revoke(&node, &caller.name, &reason, clocks());
+    let Some(recorded) = recorded else {
         return Err(ApiError::not_found(format!("Node {node} is not enrolled: there is nothing to revoke")));
     };
     tracing::warn!(event = "node.revoked", node, reason, "an operator revoked a node");
+    let revoked = stored(&node, recorded).await?;
     Ok(Json(acknowledged(&context, revoked).await))
+}
+
+/// What was revoked with a node that is out, once that is stored.
+pub(super) async fn stored(node: &str, recorded: Recorded) -> Result<Revoked, ApiError> {
+    match tokio::time::timeout(STORED, recorded).await {
+        Ok(Ok(revoked)) => Ok(revoked),
+        Ok(Err(_)) | Err(_) => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-stored",
+            format!(
+                "Node {node} is out and gets no lease any more, but that its identities are revoked could not be stored yet: \
+                 it is tried until it can be, and nobody's lease is renewed before (see the controller's log)"
+            ),
+        )),
+    }
 }
 
 /// How every node stands.
@@ -143,9 +157,8 @@ pub(super) async fn status(
                     PeerState::Compromised(reason) => ("compromised".into(), reason.to_string()),
                     PeerState::Retired(reason) => ("retired".into(), reason.to_string()),
                 };
-                if matches!(status.state.as_str(), "enrolling" | "active")
-                    && let Some(left) = context.lifetimes.left(name, node.spec.max_age, now.boottime)
-                {
+                if let Some(life) = &peer.life {
+                    let left = context.lifetime.left(life, node.spec.max_age, now.boottime);
                     status.age_left_ms = Some(u64::try_from(left.time.as_millis()).unwrap_or(u64::MAX));
                     status.cordoned = left.cordoned;
                 }

@@ -10,8 +10,9 @@ use utoipa::IntoParams;
 use super::Context;
 use super::auth::{Allowed, Changes, Reads};
 use super::extract::{Parameters, TextBody};
+use super::nodes::stored;
 use super::problem::ApiError;
-use crate::state::record::Standing;
+use crate::lease::clocks;
 use crate::state::resources::ChangeError;
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -177,20 +178,21 @@ async fn delete(
     parameters: DeleteParameters,
 ) -> Result<Json<ApplyResult>, ApiError> {
     let registry = context.registry.clone();
-    let result = context
+    let (result, retired) = context
         .state
         .run(move |state| {
             let result = state
                 .delete(&actor, &key, parameters.resource_version)
                 .map_err(|error| with_current(error, &state.configuration().snapshot))?;
-            if key.kind == Kind::Node {
-                let reason = "its Node resource was deleted";
-                state.end_enrolment(&actor, &key.name, None, Standing::Retired, reason)?;
-                registry.retire(&key.name, reason);
-            }
-            Ok::<_, ApiError>(result)
+            let retired = (key.kind == Kind::Node)
+                .then(|| registry.retire(&key.name, &actor, "its Node resource was deleted", clocks()))
+                .flatten();
+            Ok::<_, ApiError>((result, retired.map(|recorded| (key.name, recorded))))
         })
         .await?;
+    if let Some((node, recorded)) = retired {
+        stored(&node, recorded).await?;
+    }
     Ok(Json(result))
 }
 

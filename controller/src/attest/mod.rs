@@ -243,7 +243,7 @@ impl State {
                 "token": token.rsplit('/').next(), "revoked-keys": replaced.len(),
             })),
         );
-        self.commit_revocations(writer, replaced, &[], || in_force(&enrolled))?;
+        self.commit_revocations(writer, replaced, &[], |_| in_force(&enrolled))?;
         Ok(enrolled)
     }
 

@@ -13,7 +13,7 @@ use super::{Application, EnrolError};
 use crate::ca::Authority;
 use crate::lease::registry::{Enrolment as InForce, Registry};
 use crate::lease::{clocks, host};
-use crate::lifetime::Lifetimes;
+use crate::lifetime::LifetimePolicy;
 use crate::listen::Peer;
 use crate::state::State;
 
@@ -27,7 +27,7 @@ pub struct EnrolmentService {
     /// The nodes.
     pub registry: Arc<Registry>,
     /// How long enrolments last.
-    pub lifetimes: Arc<Lifetimes>,
+    pub lifetime: LifetimePolicy,
     /// Whether a host must have been restarted before it enrols again.
     pub require_new_boot: bool,
     /// The validity of the nodes' certificates.
@@ -81,7 +81,6 @@ impl EnrolmentService {
                 state.enrol(&service.authority, service.svid_ttl, &application, |enrolled| {
                     let key = enrolled.issued.spki_sha256;
                     let now = clocks();
-                    service.lifetimes.enrolled(&application.node, now.boottime);
                     let host = host(&application.boot_id, &application.machine);
                     let revocations = state.revocations().version;
                     let enrolment = InForce { id: enrolled.id.clone(), key, host, nonce, revocations };
@@ -90,7 +89,7 @@ impl EnrolmentService {
             })
             .await?;
         let timing = self.registry.timing();
-        let life = self.lifetimes.policy();
+        let life = self.lifetime;
         Ok(EnrolResponse {
             chain_der: enrolled.issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             roots_der: self.authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),

@@ -9,6 +9,8 @@
 //! lost, its keys are revoked, and its node must be wiped and enrolled again. For a node that is what losing its controller
 //! means in any case (R06); with one controller, a restart of it is such a loss.
 
+pub mod ends;
+mod peers;
 pub mod registry;
 pub mod service;
 mod session;
@@ -18,6 +20,7 @@ use opencluster_policy::lease::{Clocks, Host, Reason};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::state::record::{EnrolmentRecord, Standing};
+use crate::state::revocation::End;
 use crate::state::{State, StateError};
 use crate::store::Table;
 
@@ -51,15 +54,22 @@ pub(crate) fn standing_after(reason: &Reason) -> Standing {
 
 /// Ends what was in force when the controller stopped: see the module.
 pub fn end_enrolments_of_the_last_run(state: &State) -> Result<usize, StateError> {
-    let mut ended = 0;
-    for (node, record, _) in state.scan::<EnrolmentRecord>(Table::Enrolments, "")? {
-        if record.standing == Standing::Active {
-            let reason = Reason::Forgotten;
-            let standing = standing_after(&reason);
-            state.end_enrolment("controller", &node, Some(&record.id), standing, &reason.to_string())?;
-            tracing::warn!(event = "node.lost", node, %reason, "the node must enrol again");
-            ended += 1;
-        }
+    let records = state.scan::<EnrolmentRecord>(Table::Enrolments, "")?;
+    let reason = Reason::Forgotten.to_string();
+    let ends: Vec<End<'_>> = records
+        .iter()
+        .filter(|(_, record, _)| record.standing == Standing::Active)
+        .map(|(node, record, _)| End {
+            actor: "controller",
+            node,
+            enrolment: &record.id,
+            standing: standing_after(&Reason::Forgotten),
+            reason: &reason,
+        })
+        .collect();
+    state.end_enrolments(&ends, |_| ())?;
+    for End { node, .. } in &ends {
+        tracing::warn!(event = "node.lost", node, reason, "the node must enrol again");
     }
-    Ok(ended)
+    Ok(ends.len())
 }

@@ -1,14 +1,18 @@
 //! The nodes that are enrolled, their leases, and what they said last.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use opencluster_api::control::{self, NodeHealth};
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_policy::lease::{
-    Clocks, Grant, Heartbeat, Host, Nanos, Nonce, PeerAction, PeerEvent, PeerLease, PeerState, Reason, Timing,
+    Clocks, Heartbeat, Host, Nonce, PeerAction, PeerEvent, PeerLease, PeerState, Reason, Timing,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::ends::{Ended, Recorded};
+use super::peers::{CONTROLLER, Peer, Peers, end_session};
+pub use super::peers::{Life, Outcome, PeerStatus, Refused, SessionEnd, SessionId};
+use crate::state::revocation::Revoked;
 
 const MS: u64 = 1_000_000;
 
@@ -37,52 +41,6 @@ impl ClusterTiming {
     }
 }
 
-/// Why a session is told to end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionEnd {
-    /// The node opened another one.
-    Replaced,
-    /// The node is out, for this reason.
-    Severed(String),
-}
-
-/// A session that is not opened, or a message that is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Never enrolled, or not since the controller started.
-    #[error("the node is not enrolled: enrol it with a new token")]
-    NotEnrolled,
-    /// Another enrolment or a rotation has made the key invalid.
-    #[error("this key is not the one that is enrolled")]
-    OtherKey,
-    /// Out.
-    #[error("the node is {0}: enrol it with a new token")]
-    Ended(String),
-    /// A newer session is there.
-    #[error("the node opened another session")]
-    Replaced,
-    /// Not what the protocol says.
-    #[error("malformed heartbeat: {0}")]
-    Malformed(&'static str),
-}
-
-/// A node's session in the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionId(u64);
-
-/// What came of something that a node said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Answer with this.
-    Grant(Grant),
-    /// Nothing to answer.
-    Nothing,
-    /// Nothing to answer to a heartbeat: the node gets no grant before it has applied the revocations that it was sent.
-    Withheld,
-    /// The node is out.
-    Sever(Ended),
-}
-
 /// An enrolment that comes into force.
 #[derive(Clone, Debug)]
 pub struct Enrolment {
@@ -98,38 +56,6 @@ pub struct Enrolment {
     pub revocations: u64,
 }
 
-/// An enrolment that the state machine ended: the state must be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// The node.
-    pub node: String,
-    /// The enrolment.
-    pub enrolment: String,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// How a node stands, for the API.
-#[derive(Clone, Debug)]
-pub struct PeerStatus {
-    /// Its lease.
-    pub state: PeerState,
-    /// Since its last heartbeat.
-    pub heartbeat_age_ms: Option<u64>,
-    /// How many heartbeats were granted.
-    pub heartbeats: u64,
-    /// Of the lease.
-    pub lease_left_ms: u64,
-    /// What it applied.
-    pub config_version: u64,
-    /// What it applied.
-    pub revocation_version: u64,
-    /// What it said of itself.
-    pub health: NodeHealth,
-    /// A session is open.
-    pub connected: bool,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Registry {
@@ -137,35 +63,14 @@ pub struct Registry {
     peers: Mutex<Peers>,
     /// Counts acknowledgements and ends of sessions, for those who wait for them.
     progress: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Peers {
-    by_name: BTreeMap<String, Peer>,
-    sessions: u64,
-    /// Ended here, but the state could not be told yet.
-    unrecorded: Vec<Ended>,
-}
-
-#[derive(Debug)]
-struct Peer {
-    enrolment: String,
-    /// The key that its sessions must use.
-    key: Sha256Digest,
-    /// The key of the certificate that it got since: the first session with it makes it the only one.
-    next_key: Option<Sha256Digest>,
-    lease: PeerLease,
-    session: Option<(SessionId, oneshot::Sender<SessionEnd>)>,
-    last_heartbeat: Option<Nanos>,
-    config_version: u64,
-    revocation_version: u64,
-    health: NodeHealth,
+    /// There is an end that must be stored.
+    another: Notify,
 }
 
 impl Registry {
     /// Nobody is enrolled.
     pub fn new(timing: ClusterTiming) -> Self {
-        Self { timing, peers: Mutex::new(Peers::default()), progress: watch::Sender::new(0) }
+        Self { timing, peers: Mutex::new(Peers::default()), progress: watch::Sender::new(0), another: Notify::new() }
     }
 
     /// The timing.
@@ -183,20 +88,25 @@ impl Registry {
         let Enrolment { id, key, host, nonce, revocations } = enrolment;
         let mut lease = PeerLease::enrolled(nonce, self.timing.timing(), host, now);
         lease.step(PeerEvent::Announced { version: revocations, now });
+        let mut peers = self.peers();
+        lease.step(PeerEvent::Unannounced(peers.unrecorded.since()));
         let peer = Peer {
             enrolment: id,
             key,
             next_key: None,
             lease,
+            began: now.boottime,
+            cordoned: false,
             session: None,
             last_heartbeat: None,
             config_version: 0,
             revocation_version: 0,
             health: NodeHealth::default(),
         };
-        if let Some(before) = self.peers().by_name.insert(node.to_owned(), peer) {
+        if let Some(before) = peers.by_name.insert(node.to_owned(), peer) {
             end_session(before.session, SessionEnd::Severed("the node enrolled again".into()));
         }
+        drop(peers);
         self.note_progress();
     }
 
@@ -255,18 +165,17 @@ impl Registry {
         let mut actions = peer.lease.step(PeerEvent::Acknowledged { version, now, fresh });
         // It may just have been granted, as one that had waited: then this is its repetition.
         actions.extend(peer.lease.step(PeerEvent::Heartbeat { heartbeat, now, fresh }));
-        let outcome = match peer.outcome(node, actions, now) {
-            Outcome::Nothing => Outcome::Withheld,
-            outcome => outcome,
-        };
+        let outcome = peer.outcome(node, actions, now);
         peer.config_version = message.config_version;
         peer.revocation_version = message.revocation_version;
         if let Some(health) = &message.health {
             peer.health = health.clone();
         }
-        drop(peers);
-        self.note_progress();
-        Ok(outcome)
+        Ok(match self.take_note(peers, outcome, now) {
+            Outcome::Nothing if self.held_up(now) => Outcome::HeldUp,
+            Outcome::Nothing => Outcome::Withheld,
+            outcome => outcome,
+        })
     }
 
     /// What a node has applied. A heartbeat may have waited for this: then it is granted.
@@ -285,9 +194,7 @@ impl Registry {
         let outcome = peer.outcome(node, actions, now);
         peer.config_version = applied.config_version;
         peer.revocation_version = version;
-        drop(peers);
-        self.note_progress();
-        Ok(outcome)
+        Ok(self.take_note(peers, outcome, now))
     }
 
     /// A node found out itself that it must not go on.
@@ -296,9 +203,18 @@ impl Registry {
         let peer = peers.of_session(node, session)?;
         let actions = peer.lease.step(PeerEvent::Found(reason));
         let outcome = peer.outcome(node, actions, now);
+        Ok(self.take_note(peers, outcome, now))
+    }
+
+    /// What follows from an outcome for everybody else.
+    fn take_note(&self, mut peers: MutexGuard<'_, Peers>, outcome: Outcome, now: Clocks) -> Outcome {
+        if let Outcome::Sever(ended) = &outcome {
+            drop(peers.ended(ended.clone(), now));
+            self.another.notify_one();
+        }
         drop(peers);
         self.note_progress();
-        Ok(outcome)
+        outcome
     }
 
     /// There is a new version of the revocations. Who does not apply it in time gets no grants until it does.
@@ -308,15 +224,44 @@ impl Registry {
         }
     }
 
-    /// The state could not be told of this end: [`Registry::tick`] gives it again.
-    pub fn not_recorded(&self, ended: Ended) {
-        self.peers().unrecorded.push(ended);
+    /// The ends that the state must be told of, with their numbers.
+    pub fn unrecorded(&self) -> Vec<(u64, Ended)> {
+        self.peers().unrecorded.list()
+    }
+
+    /// Waits for another end.
+    pub async fn another_end(&self) {
+        self.another.notified().await;
+    }
+
+    /// The state was told of these ends, and their revocations were published.
+    pub fn recorded(&self, ends: impl Iterator<Item = (u64, Revoked)>, now: Clocks) {
+        let mut peers = self.peers();
+        let mut version = 0;
+        for (number, revoked) in ends {
+            version = version.max(revoked.version);
+            peers.unrecorded.recorded(number, revoked);
+        }
+        let since = peers.unrecorded.since();
+        for peer in peers.by_name.values_mut() {
+            // In this order: what is announced counts from its verdict.
+            peer.lease.step(PeerEvent::Announced { version, now });
+            peer.lease.step(PeerEvent::Unannounced(since));
+        }
+        drop(peers);
+        self.note_progress();
+    }
+
+    /// Whether nobody gets a grant, because an end could not be stored and announced in time.
+    pub fn held_up(&self, now: Clocks) -> bool {
+        let patience = self.timing.timing().patience;
+        self.peers().unrecorded.since().is_some_and(|since| now.boottime >= since.saturating_add(patience))
     }
 
     /// Time passes: the enrolments that are over now.
     pub fn tick(&self, now: Clocks) -> Vec<Ended> {
         let mut peers = self.peers();
-        let mut ended = std::mem::take(&mut peers.unrecorded);
+        let mut ended = Vec::new();
         for (node, peer) in &mut peers.by_name {
             if peer.lease.next_tick() > now.boottime {
                 continue;
@@ -327,29 +272,54 @@ impl Registry {
                 }
             }
         }
+        for ended in &ended {
+            drop(peers.ended(ended.clone(), now));
+        }
         drop(peers);
         if !ended.is_empty() {
+            self.another.notify_one();
             self.note_progress();
         }
         ended
     }
 
-    /// An operator's verdict over the enrolment that is in force.
-    pub fn revoke(&self, node: &str, reason: &str) {
-        self.end_with(node, PeerEvent::Revoke(reason.to_owned()), reason);
+    /// An operator's verdict over the enrolment that is in force; `None`: there is none.
+    pub fn revoke(&self, node: &str, actor: &str, reason: &str, now: Clocks) -> Option<Recorded> {
+        self.end_with(node, PeerEvent::Revoke(reason.to_owned()), actor, now)
     }
 
-    /// Taken out of service.
-    pub fn retire(&self, node: &str, reason: &str) {
-        self.end_with(node, PeerEvent::Retire(reason.to_owned()), reason);
+    /// Taken out of service; `None`: no enrolment is in force.
+    pub fn retire(&self, node: &str, actor: &str, reason: &str, now: Clocks) -> Option<Recorded> {
+        self.end_with(node, PeerEvent::Retire(reason.to_owned()), actor, now)
     }
 
-    fn end_with(&self, node: &str, event: PeerEvent, reason: &str) {
-        if let Some(peer) = self.peers().by_name.get_mut(node) {
-            peer.lease.step(event);
-            end_session(peer.session.take(), SessionEnd::Severed(reason.to_owned()));
-        }
+    /// The same for this enrolment only: the node may have made another one meanwhile.
+    pub fn retire_life(&self, life: &Life, reason: &str, now: Clocks) -> Option<Recorded> {
+        let peers = self.peers();
+        let same = peers.by_name.get(&life.node).is_some_and(|peer| peer.lives(life));
+        same.then(|| self.end_in(peers, &life.node, PeerEvent::Retire(reason.to_owned()), CONTROLLER, now)).flatten()
+    }
+
+    fn end_with(&self, node: &str, event: PeerEvent, actor: &str, now: Clocks) -> Option<Recorded> {
+        self.end_in(self.peers(), node, event, actor, now)
+    }
+
+    fn end_in(
+        &self,
+        mut peers: MutexGuard<'_, Peers>,
+        node: &str,
+        event: PeerEvent,
+        actor: &str,
+        now: Clocks,
+    ) -> Option<Recorded> {
+        let peer = peers.by_name.get_mut(node)?;
+        let [PeerAction::Sever(reason)]: [PeerAction; 1] = peer.lease.step(event).try_into().ok()? else { return None };
+        let ended = Ended { actor: actor.to_owned(), ..peer.end(node, reason) };
+        let recorded = peers.ended(ended, now);
+        drop(peers);
+        self.another.notify_one();
         self.note_progress();
+        Some(recorded)
     }
 
     /// How a node stands.
@@ -369,6 +339,22 @@ impl Registry {
             revocation_version: peer.revocation_version,
             health: peer.health.clone(),
             connected: peer.session.is_some(),
+            life: peer.life(node),
+        })
+    }
+
+    /// The lives of all enrolments that are in force.
+    pub fn lives(&self) -> Vec<Life> {
+        self.peers().by_name.iter().filter_map(|(node, peer)| peer.life(node)).collect()
+    }
+
+    /// This enrolment is cordoned from now on; `false`: it was, or is not in force any more.
+    pub fn cordon(&self, life: &Life) -> bool {
+        let mut peers = self.peers();
+        let peer = peers.by_name.get_mut(&life.node).filter(|peer| peer.lives(life) && !peer.cordoned);
+        peer.is_some_and(|peer| {
+            peer.cordoned = true;
+            true
         })
     }
 
@@ -392,47 +378,6 @@ impl Registry {
     }
 }
 
-impl Peers {
-    fn of_session(&mut self, node: &str, session: SessionId) -> Result<&mut Peer, Refused> {
-        let peer = self.by_name.get_mut(node).ok_or(Refused::NotEnrolled)?;
-        peer.check_in_force()?;
-        match &peer.session {
-            Some((id, _)) if *id == session => Ok(peer),
-            _ => Err(Refused::Replaced),
-        }
-    }
-}
-
-impl Peer {
-    fn check_in_force(&self) -> Result<(), Refused> {
-        match self.lease.state() {
-            PeerState::Enrolled | PeerState::Active { .. } => Ok(()),
-            PeerState::Lost(reason) => Err(Refused::Ended(format!("lost ({reason})"))),
-            PeerState::Compromised(reason) => Err(Refused::Ended(format!("compromised ({reason})"))),
-            PeerState::Retired(reason) => Err(Refused::Ended(format!("retired ({reason})"))),
-        }
-    }
-
-    fn outcome(&mut self, node: &str, actions: Vec<PeerAction>, now: Clocks) -> Outcome {
-        let mut outcome = Outcome::Nothing;
-        for action in actions {
-            outcome = match action {
-                PeerAction::Grant(grant) => {
-                    self.last_heartbeat = Some(now.boottime);
-                    Outcome::Grant(grant)
-                }
-                PeerAction::Sever(reason) => Outcome::Sever(self.end(node, reason)),
-            };
-        }
-        outcome
-    }
-
-    fn end(&mut self, node: &str, reason: Reason) -> Ended {
-        end_session(self.session.take(), SessionEnd::Severed(reason.to_string()));
-        Ended { node: node.to_owned(), enrolment: self.enrolment.clone(), reason }
-    }
-}
-
 /// The state machine's form of a heartbeat.
 fn heartbeat(message: &control::Heartbeat) -> Result<Heartbeat, Refused> {
     let nonce = message.nonce.as_slice().try_into().map_err(|_| Refused::Malformed("nonce must have 16 bytes"))?;
@@ -447,11 +392,4 @@ fn heartbeat(message: &control::Heartbeat) -> Result<Heartbeat, Refused> {
         granted: message.granted_monotonic_raw_ns,
         host: super::host(&message.boot_id, &message.machine),
     })
-}
-
-/// A session whose task is gone already needs no telling.
-fn end_session(session: Option<(SessionId, oneshot::Sender<SessionEnd>)>, end: SessionEnd) {
-    if let Some((_, sender)) = session {
-        drop(sender.send(end));
-    }
 }

@@ -13,8 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::clocks;
+use super::ends::HeldUp;
 use super::registry::Registry;
-use super::session::{Session, end};
+use super::session::{Session, severed};
 use crate::ca::Authority;
 use crate::grpc::HangUp;
 use crate::listen::{Peer, shutting_down};
@@ -22,9 +23,6 @@ use crate::state::State;
 
 /// Messages that wait for a node's connection to take them. More would only delay the finding that it is too slow.
 const DOWN_QUEUE: usize = 16;
-
-/// How long to wait after the state could not be told of the end of an enrolment.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -72,13 +70,14 @@ impl Control for ControlService {
     }
 }
 
-/// Ends leases when their time comes, and tells the registry of revocations that must be applied, until the controller ends.
+/// Ends leases when their time comes, until the controller ends. Nothing here waits for the store.
 pub async fn watch_leases(service: ControlService) {
     let mut shutdown = service.shutdown.clone();
     let mut revocations = service.state.watch_revocations();
     let period = Duration::from_millis(u64::from(service.registry.timing().heartbeat_ms() / 10).clamp(5, 100));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut held_up = HeldUp::default();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -91,12 +90,7 @@ pub async fn watch_leases(service: ControlService) {
             }
             () = shutting_down(&mut shutdown) => return,
         }
-        for ended in service.registry.tick(clocks()) {
-            if let Err(error) = end(&service, ended).await {
-                // The node's sessions are over and it gets no grant any more. Its revocation is tried again.
-                tracing::error!(event = "node.revocation-failed", %error, "a lost node could not be revoked yet");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
+        service.registry.tick(clocks()).iter().for_each(severed);
+        held_up.look(&service.registry);
     }
 }

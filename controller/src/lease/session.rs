@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use opencluster_api::control::controller_message::Message as Down;
 use opencluster_api::control::node_message::Message as Up;
 use opencluster_api::control::{
@@ -18,9 +20,10 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, Streaming};
 
-use super::registry::{Ended, Outcome, Refused, SessionEnd, SessionId};
+use super::clocks;
+use super::ends::Ended;
+use super::registry::{Outcome, Refused, SessionEnd, SessionId};
 use super::service::ControlService;
-use super::{clocks, standing_after};
 use crate::grpc::HangUp;
 use crate::listen::shutting_down;
 use crate::state::record::{EnrolmentRecord, IssuedRecord, Standing};
@@ -31,6 +34,9 @@ use crate::store::Table;
 /// Security events a second that a node gets into the audit trail, and how many at once.
 const EVENTS_PER_SECOND: u32 = 5;
 const EVENT_BURST: u32 = 50;
+
+/// What a session may have waiting for the store before no more is read from it.
+const WAITING: usize = 32;
 
 /// The longest text of an event that is kept.
 const EVENT_TEXT: usize = 1024;
@@ -111,6 +117,8 @@ impl Session {
         let mut configuration = state.watch_configuration();
         let mut shutdown = self.service.shutdown.clone();
         let mut events = EventAllowance::new();
+        // Heartbeats do not wait for what waits for the store.
+        let mut waiting = FuturesUnordered::new();
 
         // The order matters: the node has all that it must enforce before the first grant can reach it.
         self.send_bundle().await?;
@@ -137,8 +145,11 @@ impl Session {
                     sent = self.send_configuration(&mut configuration, Some(&sent)).await?;
                 }
                 () = &mut certificate_ends => return Err(Over::CertificateEnded),
-                received = up.message() => match received {
-                    Ok(Some(NodeMessage { message: Some(received) })) => self.received(received, &mut events).await?,
+                Some(done) = waiting.next(), if !waiting.is_empty() => done?,
+                received = up.message(), if waiting.len() < WAITING => match received {
+                    Ok(Some(NodeMessage { message: Some(received) })) => {
+                        waiting.extend(self.received(received, &mut events).await?);
+                    }
                     Ok(Some(NodeMessage { message: None })) => {
                         return Err(Over::Refused("a message of a kind that this controller does not know".into()));
                     }
@@ -180,28 +191,37 @@ impl Session {
         Ok(current.snapshot.clone())
     }
 
-    async fn received(&self, received: Up, events: &mut EventAllowance) -> Result<(), Over> {
+    /// What must be answered at once is; the rest is what comes back.
+    async fn received(
+        &self,
+        received: Up,
+        events: &mut EventAllowance,
+    ) -> Result<Option<BoxFuture<'_, Result<(), Over>>>, Over> {
         let registry = &self.service.registry;
         match received {
             Up::Heartbeat(heartbeat) => {
-                self.answer(registry.heartbeat(&self.node, self.id, &heartbeat, clocks(), nonce()?)).await
+                self.answer(registry.heartbeat(&self.node, self.id, &heartbeat, clocks(), nonce()?)).await?;
             }
             Up::Acknowledgement(applied) => {
-                self.answer(registry.acknowledged(&self.node, self.id, applied, clocks(), nonce()?)).await
+                self.answer(registry.acknowledged(&self.node, self.id, applied, clocks(), nonce()?)).await?;
             }
             Up::Finding(finding) => {
                 let reason = Reason::from_code(&finding.code, &finding.detail).unwrap_or_else(|| {
                     // It is newer than this controller: what it says of itself counts all the same.
                     Reason::Revoked(format!("the node reported {}: {}", cut(&finding.code), cut(&finding.detail)))
                 });
-                self.answer(registry.found(&self.node, self.id, reason, clocks())).await
+                self.answer(registry.found(&self.node, self.id, reason, clocks())).await?;
             }
             Up::CertificateRequest(request) => {
-                let certificate = self.certify(request).await?;
-                self.send(Down::Certificate(certificate)).await
+                let answer = async {
+                    let certificate = self.certify(request).await?;
+                    self.send(Down::Certificate(certificate)).await
+                };
+                return Ok(Some(answer.boxed()));
             }
-            Up::Event(event) => self.event(event, events).await,
+            Up::Event(event) => return Ok(self.event(&event, events).map(FutureExt::boxed)),
         }
+        Ok(None)
     }
 
     async fn answer(&self, outcome: Result<Outcome, Refused>) -> Result<(), Over> {
@@ -218,7 +238,8 @@ impl Session {
                 }))
                 .await
             }
-            Outcome::Nothing => Ok(()),
+            // That nobody gets a grant is said once for all.
+            Outcome::Nothing | Outcome::HeldUp => Ok(()),
             Outcome::Withheld => {
                 tracing::warn!(
                     event = "lease.withheld",
@@ -228,9 +249,8 @@ impl Session {
                 Ok(())
             }
             Outcome::Sever(ended) => {
-                let reason = ended.reason.to_string();
-                end(&self.service, ended).await?;
-                Err(Over::Severed(reason))
+                severed(&ended);
+                Err(Over::Severed(ended.reason.to_string()))
             }
         }
     }
@@ -301,48 +321,38 @@ impl Session {
         Ok(Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect()))
     }
 
-    async fn event(&self, event: control::NodeEvent, events: &mut EventAllowance) -> Result<(), Over> {
-        let (kind, detail) = (cut(&event.kind), cut(&event.detail));
+    fn event(
+        &self,
+        event: &control::NodeEvent,
+        events: &mut EventAllowance,
+    ) -> Option<impl Future<Output = Result<(), Over>> + Send + use<>> {
+        let (kind, detail, realtime_ns) = (cut(&event.kind), cut(&event.detail), event.realtime_ns);
         tracing::warn!(event = "node.event", node = self.node, kind, detail, "a node reports");
         if !events.take() {
-            return Ok(());
+            return None;
         }
         let node = self.node.clone();
         let skipped = std::mem::take(&mut events.skipped);
-        self.service
-            .state
-            .run(move |state| {
+        let state = Arc::clone(&self.service.state);
+        Some(async move {
+            let audited = state.run(move |state| {
                 let mut writer = state.write()?;
-                let mut after = json!({"kind": kind, "detail": detail, "realtime_ns": event.realtime_ns});
+                let mut after = json!({"kind": kind, "detail": detail, "realtime_ns": realtime_ns});
                 if skipped > 0 {
                     after["skipped"] = skipped.into();
                 }
                 writer.audit(&format!("node/{node}"), "node.event", format!("Node {node}"), None, Some(after));
                 writer.commit()
-            })
-            .await
-            .map(drop)
-            .map_err(Over::State)
+            });
+            audited.await.map(drop).map_err(Over::State)
+        })
     }
 }
 
-/// The state learns what the state machine decided.
-pub(super) async fn end(service: &ControlService, ended: Ended) -> Result<(), StateError> {
-    let reason = ended.reason.to_string();
-    tracing::error!(event = "node.severed", node = ended.node, reason, "a node is out: its identities are revoked");
-    let standing = standing_after(&ended.reason);
-    let again = ended.clone();
-    let recorded = service
-        .state
-        .run(move |state| {
-            state.end_enrolment("controller", &ended.node, Some(&ended.enrolment), standing, &reason)?;
-            Ok::<_, StateError>(())
-        })
-        .await;
-    if recorded.is_err() {
-        service.registry.not_recorded(again);
-    }
-    recorded
+/// Says so.
+pub(super) fn severed(ended: &Ended) {
+    let Ended { node, reason, .. } = ended;
+    tracing::error!(event = "node.severed", node, %reason, "a node is out: its identities will be revoked");
 }
 
 impl crate::state::State {

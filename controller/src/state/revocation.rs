@@ -99,6 +99,21 @@ fn decode(record: &RevocationRecord) -> Result<(SpiffeId, Option<Sha256Digest>),
     Ok((id, key))
 }
 
+/// An enrolment that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// Who said so.
+    pub actor: &'a str,
+    /// The node.
+    pub node: &'a str,
+    /// Which enrolment of it.
+    pub enrolment: &'a str,
+    /// What it is from now on.
+    pub standing: Standing,
+    /// Why.
+    pub reason: &'a str,
+}
+
 /// What a revocation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revoked {
@@ -109,38 +124,46 @@ pub struct Revoked {
 }
 
 impl State {
-    /// Ends a node's enrolment: its key, and every key that its sessions got certificates for, are revoked in the same
-    /// transaction. `None`: there is no such enrolment in force (any more).
-    pub fn end_enrolment(
-        &self,
-        actor: &str,
-        node: &str,
-        enrolment: Option<&str>,
-        standing: Standing,
-        reason: &str,
-    ) -> Result<Option<Revoked>, StateError> {
+    /// Ends enrolments: the nodes' keys, and every key that their sessions got certificates for, are revoked, all in one
+    /// transaction. An enrolment that is not in force (any more) is left as it is. `then` is called while no other change can
+    /// happen, with what came of each.
+    pub fn end_enrolments(&self, ends: &[End<'_>], then: impl FnOnce(&[Revoked])) -> Result<(), StateError> {
         let mut writer = self.write()?;
-        let Some((before, _)) = self.get::<EnrolmentRecord>(Table::Enrolments, node)? else { return Ok(None) };
-        if before.standing != Standing::Active || enrolment.is_some_and(|id| id != before.id) {
-            return Ok(None);
+        let (mut records, mut identities) = (Vec::new(), Vec::new());
+        for End { actor, node, enrolment, standing, reason } in ends {
+            let before = self.get::<EnrolmentRecord>(Table::Enrolments, node)?.map(|(record, _)| record);
+            let Some(before) = before.filter(|it| it.standing == Standing::Active && it.id == *enrolment) else {
+                identities.push(Vec::new());
+                continue;
+            };
+            let revoked = self.revoke_keys_of(&mut writer, node, reason)?;
+            let after = EnrolmentRecord { standing: *standing, reason: (*reason).to_owned(), ..before.clone() };
+            writer.put(Table::Enrolments, *node, &after)?;
+            let names = distinct_identities(&revoked);
+            writer.audit(
+                actor,
+                match standing {
+                    Standing::Lost => "node.lost",
+                    Standing::Retired => "node.retire",
+                    Standing::Active | Standing::Compromised => "node.revoke",
+                },
+                format!("Node {node}"),
+                Some(json!({"enrolment": before.id, "standing": before.standing})),
+                Some(json!({"standing": standing, "reason": reason, "revoked": names})),
+            );
+            records.extend(revoked);
+            identities.push(names);
         }
-        let records = self.revoke_keys_of(&mut writer, node, reason)?;
-        let after = EnrolmentRecord { standing, reason: reason.to_owned(), ..before.clone() };
-        writer.put(Table::Enrolments, node, &after)?;
-        let identities = distinct_identities(&records);
-        writer.audit(
-            actor,
-            match standing {
-                Standing::Lost => "node.lost",
-                Standing::Retired => "node.retire",
-                Standing::Active | Standing::Compromised => "node.revoke",
-            },
-            format!("Node {node}"),
-            Some(json!({"enrolment": before.id, "standing": before.standing})),
-            Some(json!({"standing": standing, "reason": reason, "revoked": identities})),
-        );
-        let version = self.commit_revocations(writer, records, &[], || ())?;
-        Ok(Some(Revoked { version, identities }))
+        let then = |version| {
+            let of = |identities| Revoked { version, identities };
+            then(&identities.into_iter().map(of).collect::<Vec<_>>());
+        };
+        if writer.batch.is_empty() {
+            then(self.revocations().version);
+            return Ok(());
+        }
+        self.commit_revocations(writer, records, &[], then)?;
+        Ok(())
     }
 
     /// Revokes an identity with all its keys until that is lifted, or one key of it for good. `None`: no certificate of the
@@ -175,7 +198,7 @@ impl State {
             until,
         };
         writer.audit(actor, "workload.revoke", id.as_str(), None, Some(after));
-        let version = self.commit_revocations(writer, vec![record], &[], || ())?;
+        let version = self.commit_revocations(writer, vec![record], &[], |_| ())?;
         Ok(Some(Revoked { version, identities }))
     }
 
@@ -194,7 +217,7 @@ impl State {
         let Some(record) = current.identity_revoked(id) else { return Ok(None) };
         let before = json!({"reason": record.reason});
         writer.audit(actor, "workload.restore", id.as_str(), Some(before), Some(json!({"reason": reason})));
-        let version = self.commit_revocations(writer, Vec::new(), &[record.table_key()], || ())?;
+        let version = self.commit_revocations(writer, Vec::new(), &[record.table_key()], |_| ())?;
         Ok(Some(Revoked { version, identities: vec![id.to_string()] }))
     }
 
@@ -229,7 +252,7 @@ impl State {
         if over.is_empty() {
             writer.commit()?;
         } else {
-            self.commit_revocations(writer, Vec::new(), &over, || ())?;
+            self.commit_revocations(writer, Vec::new(), &over, |_| ())?;
         }
         Ok(())
     }
@@ -258,17 +281,19 @@ impl State {
         Ok(records)
     }
 
-    /// Commits a change that adds and lifts revocations; the new version. `then` runs while no other change can happen.
+    /// Commits a change that adds and lifts revocations; the new version. `then` is called
+    /// with it while no other change can happen.
     pub(crate) fn commit_revocations(
         &self,
         mut writer: Writer<'_>,
         records: Vec<RevocationRecord>,
         lifted: &[String],
-        then: impl FnOnce(),
+        then: impl FnOnce(u64),
     ) -> Result<u64, StateError> {
         if records.is_empty() && lifted.is_empty() {
-            writer.commit_and(|_| then())?;
-            return Ok(self.revocations().version);
+            let version = self.revocations().version;
+            writer.commit_and(|_| then(version))?;
+            return Ok(version);
         }
         let mut list = RevocationList::clone(&self.revocations());
         list.version += 1;
@@ -285,7 +310,7 @@ impl State {
         writer.put(Table::Meta, VERSION, &version)?;
         writer.commit_and(|state| {
             state.revocations.send_replace(Arc::new(list));
-            then();
+            then(version);
         })?;
         Ok(version)
     }

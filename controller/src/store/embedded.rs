@@ -5,7 +5,8 @@
 //! or a damaged file is refused with the file as it was.
 //!
 //! Commits are two-phase: after a crash the last acknowledged commit is there, or the file is refused as damaged; the
-//! database never falls back to an older state quietly. What nothing on this machine alone can notice is somebody putting
+//! database never falls back to an older state quietly. After a failure of the file the database takes nothing any more: it
+//! is opened again then, by the next call, and used if it is what the last acknowledged commit left. What nothing on this machine alone can notice is somebody putting
 //! an older copy of the whole file back: that is what shipping the audit chain elsewhere is for.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,7 +15,8 @@ use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition, TableError,
@@ -41,11 +43,26 @@ fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [
 /// See the module.
 pub struct EmbeddedStore {
     path: PathBuf,
-    database: Database,
+    /// `None`: it failed, and could not be opened again yet.
+    database: RwLock<Option<Opened>>,
+    /// It must be opened again before it is used.
+    failed: AtomicBool,
     sealer: Sealer,
     revision: AtomicU64,
     /// Held for as long as the store is open. redb has a lock of its own, which the look before it does not take.
     _lock: File,
+}
+
+struct Opened {
+    database: Database,
+    /// `false`: what is written to it is lost.
+    writable: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Commit,
 }
 
 impl std::fmt::Debug for EmbeddedStore {
@@ -68,7 +85,7 @@ impl EmbeddedStore {
         let lock = lock(path)?;
         let sealer = Sealer::new(key);
         let database = guarded(path, || Database::create(path))?;
-        let store = Self { path: path.to_owned(), database, sealer, revision: AtomicU64::new(0), _lock: lock };
+        let store = Self::with(path, database, sealer, 0, lock);
         store.initialize()?;
         Ok(store)
     }
@@ -84,12 +101,92 @@ impl EmbeddedStore {
         let sealer = Sealer::new(key);
         let revision = inspect(path, file, &sealer)?;
         let database = guarded(path, || Database::open(path))?;
-        Ok(Self { path: path.to_owned(), database, sealer, revision: AtomicU64::new(revision), _lock: lock })
+        Ok(Self::with(path, database, sealer, revision, lock))
+    }
+
+    fn with(path: &Path, database: Database, sealer: Sealer, revision: u64, lock: File) -> Self {
+        Self {
+            path: path.to_owned(),
+            database: RwLock::new(Some(Opened { database, writable: true })),
+            failed: AtomicBool::new(false),
+            sealer,
+            revision: AtomicU64::new(revision),
+            _lock: lock,
+        }
     }
 
     fn initialize(&self) -> Result<(), StoreError> {
+        self.on_database(Purpose::Commit, |database| self.initialize_in(database))
+    }
+
+    fn on_database<T>(
+        &self,
+        purpose: Purpose,
+        action: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.failed.load(Ordering::Acquire) {
+            self.open_again(purpose)?;
+        }
+        // What the database panics with while it is opened is caught: the lock is never poisoned halfway.
+        let opened = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(opened) = opened.as_ref() else { return Err(failed(&self.path, &"it is closed")) };
+        if purpose == Purpose::Commit && !opened.writable {
+            return Err(failed(&self.path, &"it can only be read at the moment"));
+        }
+        let result = action(&opened.database);
+        if matches!(result, Err(StoreError::Io { .. })) {
+            self.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Opens a database that failed. If it cannot be written to, it can at least be read, through an overlay, until the next
+    /// commit is tried: operators are still known.
+    fn open_again(&self, purpose: Purpose) -> Result<(), StoreError> {
+        let mut opened = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let readable = opened.as_ref().is_some_and(|opened| !opened.writable);
+        if !self.failed.load(Ordering::Acquire) || (readable && purpose == Purpose::Read) {
+            // Somebody else did meanwhile.
+            return Ok(());
+        }
+        drop(opened.take());
         let path = &self.path;
-        let mut transaction = self.database.begin_write().map_err(|error| failed(path, &error))?;
+        match guarded(path, || Database::open(path)).and_then(|database| self.as_left(database)) {
+            Ok(database) => {
+                *opened = Some(Opened { database, writable: true });
+                self.failed.store(false, Ordering::Release);
+                Ok(())
+            }
+            Err(error @ StoreError::Io { .. }) => {
+                let file = File::open(path).map_err(|error| failed(path, &error))?;
+                let overlay = Overlay::new(file).map_err(|error| failed(path, &error))?;
+                let database = guarded(path, || Database::builder().create_with_backend(overlay))?;
+                *opened = Some(Opened { database: self.as_left(database)?, writable: false });
+                if purpose == Purpose::Read { Ok(()) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The database, if it is what the last acknowledged commit left.
+    fn as_left(&self, database: Database) -> Result<Database, StoreError> {
+        let stored = guard(&self.path, || self.stored_revision(&database))?;
+        if stored == self.revision.load(Ordering::Acquire) {
+            Ok(database)
+        } else {
+            Err(StoreError::InDoubt(self.path.clone()))
+        }
+    }
+
+    fn stored_revision(&self, database: &Database) -> Result<u64, StoreError> {
+        let entry = self.get_in(database, Table::Meta, REVISION)?;
+        let revision = entry.and_then(|entry| <[u8; 8]>::try_from(entry.value.as_slice()).ok()).map(u64::from_be_bytes);
+        revision.ok_or_else(|| damaged(&self.path, "it has no revision"))
+    }
+
+    fn initialize_in(&self, database: &Database) -> Result<(), StoreError> {
+        let path = &self.path;
+        let mut transaction = database.begin_write().map_err(|error| failed(path, &error))?;
         transaction.set_two_phase_commit(true);
         {
             let mut header = transaction.open_table(HEADER).map_err(|error| failed(path, &error))?;
@@ -116,18 +213,23 @@ impl EmbeddedStore {
     fn unseal(&self, table: Table, key: &str, sealed: &[u8]) -> Result<Entry, StoreError> {
         unseal(&self.path, &self.sealer, table, key, sealed)
     }
-}
 
-impl Store for EmbeddedStore {
-    fn get(&self, table: Table, key: &str) -> Result<Option<Entry>, StoreError> {
-        let transaction = self.database.begin_read().map_err(|error| failed(&self.path, &error))?;
+    fn get_in(&self, database: &Database, table: Table, key: &str) -> Result<Option<Entry>, StoreError> {
+        let transaction = database.begin_read().map_err(|error| failed(&self.path, &error))?;
         let values = transaction.open_table(definition(table)).map_err(|error| failed(&self.path, &error))?;
         let found = values.get(key).map_err(|error| failed(&self.path, &error))?;
         found.map(|sealed| self.unseal(table, key, sealed.value())).transpose()
     }
 
-    fn scan(&self, table: Table, prefix: &str, from: &str, limit: usize) -> Result<Vec<(String, Entry)>, StoreError> {
-        let transaction = self.database.begin_read().map_err(|error| failed(&self.path, &error))?;
+    fn scan_in(
+        &self,
+        database: &Database,
+        table: Table,
+        prefix: &str,
+        from: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Entry)>, StoreError> {
+        let transaction = database.begin_read().map_err(|error| failed(&self.path, &error))?;
         let values = transaction.open_table(definition(table)).map_err(|error| failed(&self.path, &error))?;
         let start = from.max(prefix);
         let range = values
@@ -144,9 +246,9 @@ impl Store for EmbeddedStore {
         Ok(found)
     }
 
-    fn commit(&self, batch: Batch) -> Result<u64, StoreError> {
+    fn commit_in(&self, database: &Database, batch: &Batch) -> Result<u64, StoreError> {
         let path = &self.path;
-        let mut transaction = self.database.begin_write().map_err(|error| failed(path, &error))?;
+        let mut transaction = database.begin_write().map_err(|error| failed(path, &error))?;
         transaction.set_two_phase_commit(true);
         // There is one writer at a time, so nobody else changes it between here and the commit.
         let revision = self.revision.load(Ordering::Acquire) + 1;
@@ -177,6 +279,20 @@ impl Store for EmbeddedStore {
         transaction.commit().map_err(|error| failed(path, &error))?;
         self.revision.store(revision, Ordering::Release);
         Ok(revision)
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn get(&self, table: Table, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.on_database(Purpose::Read, |database| self.get_in(database, table, key))
+    }
+
+    fn scan(&self, table: Table, prefix: &str, from: &str, limit: usize) -> Result<Vec<(String, Entry)>, StoreError> {
+        self.on_database(Purpose::Read, |database| self.scan_in(database, table, prefix, from, limit))
+    }
+
+    fn commit(&self, batch: Batch) -> Result<u64, StoreError> {
+        self.on_database(Purpose::Commit, |database| self.commit_in(database, &batch))
     }
 
     fn revision(&self) -> u64 {
@@ -296,5 +412,36 @@ fn not_ours(path: &Path, error: TableError) -> StoreError {
     match error {
         TableError::Storage(error) => failed(path, &error),
         error => damaged(path, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r36_a_failed_database_is_opened_again_only_if_it_is_what_was_left() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("store");
+        let store = EmbeddedStore::create(&path, &StoreKey::parse(&"11".repeat(32)).expect("key")).expect("create");
+        let commit = |value: &[u8]| {
+            let mut batch = Batch::default();
+            batch.put(Table::Meta, "record", value.to_vec());
+            store.commit(batch)
+        };
+        commit(b"one").expect("commit");
+        store.failed.store(true, Ordering::Release);
+        commit(b"two").expect("it is opened again");
+        let entry = store.get(Table::Meta, "record").expect("get").expect("there");
+        assert_eq!((entry.value.as_slice(), store.revision()), (&b"two"[..], 2));
+
+        // The last commit was reported as failed: then it must not be there.
+        store.revision.store(1, Ordering::Release);
+        store.failed.store(true, Ordering::Release);
+        for _ in 0..2 {
+            let error = commit(b"three").expect_err("in doubt");
+            assert!(matches!(error, StoreError::InDoubt(_)), "{error}");
+        }
+        store.get(Table::Meta, "record").expect_err("nor is it read");
     }
 }

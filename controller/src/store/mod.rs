@@ -185,6 +185,9 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// A commit failed, and was stored all the same, at least for now: what is in memory is older.
+    #[error("the store {0} has a change that had failed: the controller must be started again, to look at it anew")]
+    InDoubt(PathBuf),
     /// Reading or writing failed.
     #[error("the store {path}: {detail}")]
     Io {
@@ -195,7 +198,8 @@ pub enum StoreError {
     },
 }
 
-/// A store. Calls block (an embedded store waits for the disk): make them where blocking is fine.
+/// A store. Calls block (an embedded store waits for the disk): make them where blocking is fine. After one that failed
+/// the next tries anew.
 pub trait Store: fmt::Debug + Send + Sync {
     /// One value.
     fn get(&self, table: Table, key: &str) -> Result<Option<Entry>, StoreError>;

@@ -1,7 +1,11 @@
 //! A controller in this process, operators and nodes that talk to it.
 
+mod node;
+
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,24 +13,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use opencluster_api::control::control_client::ControlClient;
-use opencluster_api::control::controller_message::Message as Down;
 use opencluster_api::control::enrolment_client::EnrolmentClient;
-use opencluster_api::control::node_message::Message as Up;
-use opencluster_api::control::{
-    self, CertificateRequest, ControllerMessage, EnrolRequest, EnrolResponse, MAX_MESSAGE_TO_NODE, NodeMessage,
-};
+use opencluster_api::control::{EnrolRequest, EnrolResponse, MAX_MESSAGE_TO_NODE};
 use opencluster_controller::config::Config;
 use opencluster_controller::init::init;
-use opencluster_controller::lease::clocks;
 use opencluster_controller::serve::Controller;
+use opencluster_controller::store::{EmbeddedStore, Store, StoreError};
+use opencluster_identity::SpiffeId;
 use opencluster_identity::bundle::TrustBundle;
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::key::PrivateKey;
-use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::tls::{self, ExpectedPeer};
 use opencluster_identity::trust::Trust;
-use opencluster_identity::{CertificateDer, SpiffeId};
-use opencluster_policy::lease::{Clocks, Grant, Host, NodeAction, NodeEvent, NodeLease, Timing};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -36,8 +34,10 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+
+pub(crate) use node::{Session, TestNode, svid};
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,8 +75,20 @@ pub(crate) struct Cluster {
 struct Running {
     nodes: SocketAddr,
     api: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), opencluster_controller::serve::ServeError>>,
+    part: Part,
+}
+
+enum Part {
+    Task { stop: oneshot::Sender<()>, task: JoinHandle<Result<(), opencluster_controller::serve::ServeError>> },
+    Program(Child),
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Self::Program(child) = self {
+            child.kill().and_then(|()| child.wait()).expect("it is ours");
+        }
+    }
 }
 
 impl Cluster {
@@ -105,18 +117,67 @@ impl Cluster {
 
     pub(crate) async fn serve(&mut self) {
         let controller = Controller::start(&self.config).await.expect("start");
+        self.run(controller);
+    }
+
+    /// On its own store, with something in between.
+    pub(crate) async fn serve_through<S: Store + 'static>(&mut self, between: impl FnOnce(EmbeddedStore) -> Arc<S>) {
+        let key = self.config.store_key.load().expect("key");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let store = loop {
+            // The last request to the controller before may still hold it.
+            match EmbeddedStore::open(&self.config.state, &key) {
+                Err(StoreError::InUse(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => break opened.expect("open"),
+            }
+        };
+        let controller = Controller::start_on(&self.config, between(store)).await.expect("start");
+        self.run(controller);
+    }
+
+    fn run(&mut self, controller: Controller) {
         let (nodes, api) = (controller.node_addresses[0], controller.api_addresses[0]);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(controller.run_until(async move {
             drop(stopped.await);
         }));
-        self.running = Some(Running { nodes, api, stop, task });
+        self.running = Some(Running { nodes, api, part: Part::Task { stop, task } });
+    }
+
+    /// As a program of its own, which takes a limit of its files for an error; its process ID.
+    pub(crate) fn serve_as_program(&mut self) -> u32 {
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                "trap '' XFSZ; exec \"$0\" serve --config \"$1\"",
+                env!("CARGO_BIN_EXE_opencluster-controller"),
+            ])
+            .arg(self.directory.path().join("controller.yaml"))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("serve");
+        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+        let ready = log.find(|line| line.contains("\"event\":\"ready\"")).expect("ready");
+        // A pipe that nobody reads would hold it up.
+        std::thread::spawn(move || log.for_each(drop));
+        let ready: Value = serde_json::from_str(&ready).expect("JSON");
+        let address =
+            |key: &str| ready[key].as_str().expect("addresses").trim_matches(['[', ']']).parse().expect("one");
+        let id = child.id();
+        self.running = Some(Running { nodes: address("nodes"), api: address("api"), part: Part::Program(child) });
+        id
     }
 
     pub(crate) async fn stop(&mut self) {
-        let running = self.running.take().expect("running");
-        drop(running.stop);
-        running.task.await.expect("no panic").expect("an orderly end");
+        let mut running = self.running.take().expect("running");
+        if let Part::Task { stop, task } = &mut running.part {
+            drop(std::mem::replace(stop, oneshot::channel().0));
+            task.await.expect("no panic").expect("an orderly end");
+        }
     }
 
     pub(crate) fn api(&self) -> SocketAddr {
@@ -268,10 +329,12 @@ fn configuration(directory: &tempfile::TempDir, lines: &str) -> Config {
     let boots = if lines.contains("require_new_boot") { "" } else { "require_new_boot: false\n" };
     let text = format!(
         "trust_domain: rig.test\nname: ctl\nstate: store.redb\nstore_key: {{file: {}}}\n\
-         node_listen: [\"127.0.0.1:0\"]\napi_listen: [\"127.0.0.1:0\"]\n{boots}{lines}",
+         node_listen: [\"127.0.0.1:0\"]\napi_listen: [\"127.0.0.1:0\"]\nlog: {{json: true}}\n{boots}{lines}",
         key.display()
     );
-    Config::parse(&text, &directory.path().join("controller.yaml")).expect("configuration")
+    let file = directory.path().join("controller.yaml");
+    std::fs::write(&file, &text).expect("write");
+    Config::parse(&text, &file).expect("configuration")
 }
 
 pub(crate) fn node_id(name: &str) -> SpiffeId {
@@ -327,123 +390,4 @@ pub(crate) async fn anonymous_session(cluster: &Cluster) -> Result<Session, Stat
     let config = tls::anonymous_client_config(&cluster.trust(), ExpectedPeer::AnyController, &[b"h2"])
         .expect("client configuration");
     open(channel(cluster.nodes(), config).await.expect("connected")).await
-}
-
-/// What a node holds.
-pub(crate) struct TestNode {
-    pub(crate) id: SpiffeId,
-    pub(crate) svids: SvidStore,
-    pub(crate) lease: NodeLease,
-    pub(crate) spki: Sha256Digest,
-}
-
-impl TestNode {
-    fn new(name: &str, key: PrivateKey, response: EnrolResponse) -> Self {
-        let id = node_id(name);
-        let spki = key.spki_sha256();
-        let svids = SvidStore::new();
-        svids.install(svid(&id, response.chain_der, key));
-        let timing =
-            Timing::new(u64::from(response.lease_ms) * 1_000_000, u64::from(response.heartbeat_ms) * 1_000_000);
-        let nonce = response.nonce.as_slice().try_into().expect("16 bytes");
-        Self { id, svids, lease: NodeLease::enrolled(nonce, timing, Host::default(), clocks()), spki }
-    }
-
-    /// The heartbeat that is due, or again the one that was not answered.
-    pub(crate) fn heartbeat(&mut self) -> control::Heartbeat {
-        let actions = self.lease.step(NodeEvent::Connected(clocks()));
-        let sent = actions.into_iter().find_map(|action| match action {
-            NodeAction::Send(heartbeat) => Some(heartbeat),
-            _ => None,
-        });
-        let heartbeat = sent.expect("a heartbeat to send");
-        control::Heartbeat {
-            sequence: heartbeat.sequence,
-            nonce: heartbeat.nonce.to_vec(),
-            monotonic_raw_ns: heartbeat.clocks.monotonic_raw,
-            boottime_ns: heartbeat.clocks.boottime,
-            realtime_ns: heartbeat.clocks.realtime,
-            granted_monotonic_raw_ns: heartbeat.granted,
-            boot_id: "b0071d".into(),
-            ..control::Heartbeat::default()
-        }
-    }
-
-    pub(crate) fn granted(&mut self, grant: &control::Grant) -> Vec<NodeAction> {
-        let grant = Grant {
-            sequence: grant.sequence,
-            sent: Clocks {
-                monotonic_raw: grant.monotonic_raw_ns,
-                boottime: grant.boottime_ns,
-                realtime: grant.realtime_ns,
-            },
-            nonce: grant.nonce.as_slice().try_into().expect("16 bytes"),
-            lease: u64::from(grant.lease_ms) * 1_000_000,
-            confirm: grant.confirm,
-        };
-        self.lease.step(NodeEvent::Grant(grant, clocks()))
-    }
-
-    /// One heartbeat and its grant.
-    pub(crate) async fn beat(&mut self, session: &mut Session) -> control::Grant {
-        session.send(Up::Heartbeat(self.heartbeat())).await;
-        let grant = session.grant().await;
-        self.granted(&grant);
-        grant
-    }
-}
-
-pub(crate) fn svid(id: &SpiffeId, chain: Vec<Vec<u8>>, key: PrivateKey) -> Svid {
-    Svid::new(id, chain.into_iter().map(CertificateDer::from).collect(), key).expect("an SVID of ours")
-}
-
-/// A node's session.
-#[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) up: mpsc::Sender<NodeMessage>,
-    pub(crate) down: Streaming<ControllerMessage>,
-}
-
-impl Session {
-    pub(crate) async fn send(&self, message: Up) {
-        self.up.send(NodeMessage { message: Some(message) }).await.expect("the session is open");
-    }
-
-    /// The next message; an error when the session ends.
-    pub(crate) async fn next(&mut self) -> Result<Down, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("in time")?;
-        Ok(message.ok_or_else(|| Status::ok("closed"))?.message.expect("of a known kind"))
-    }
-
-    /// The next message that `wanted` takes.
-    pub(crate) async fn until<T>(&mut self, wanted: impl Fn(Down) -> Option<T>) -> T {
-        loop {
-            if let Some(found) = wanted(self.next().await.expect("the session goes on")) {
-                return found;
-            }
-        }
-    }
-
-    pub(crate) async fn grant(&mut self) -> control::Grant {
-        self.until(|message| if let Down::Grant(grant) = message { Some(grant) } else { None }).await
-    }
-
-    /// What ends the session.
-    pub(crate) async fn end(&mut self) -> Result<String, Status> {
-        loop {
-            if let Down::Sever(sever) = self.next().await? {
-                return Ok(sever.reason);
-            }
-        }
-    }
-
-    /// Asks for a certificate.
-    pub(crate) async fn certify(&mut self, id: &SpiffeId, key: &PrivateKey) -> Result<Vec<Vec<u8>>, String> {
-        let csr_der = key.csr_der(id).expect("csr");
-        self.send(Up::CertificateRequest(CertificateRequest { request_id: 7, spiffe_id: id.to_string(), csr_der }))
-            .await;
-        let certificate = self.until(|message| if let Down::Certificate(it) = message { Some(it) } else { None }).await;
-        assert_eq!(certificate.request_id, 7);
-        if certificate.refusal.is_empty() { Ok(certificate.chain_der) } else { Err(certificate.refusal) }
-    }
 }

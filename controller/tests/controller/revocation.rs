@@ -168,6 +168,8 @@ async fn r04_a_node_is_cordoned_and_retired_at_the_end_of_its_life() {
     let status = cluster.until_state("a", "retired").await;
     assert_eq!(status["age_left_ms"], Value::Null, "{status}");
     cluster.session(&node).await.expect_err("its key is revoked");
+    // It is out before that is written down.
+    crate::ends::audited(&cluster, "node.retire", "Node a").await;
     let actions: Vec<Value> = cluster.audit().await.into_iter().map(|event| event["action"].clone()).collect();
     let at = |action: &str| actions.iter().position(|found| found == action);
     assert!(at("node.cordon").expect("cordoned") < at("node.retire").expect("retired"), "{actions:?}");

@@ -9,7 +9,7 @@ use opencluster_identity::key::PrivateKey;
 use opencluster_identity::svid::SvidStore;
 use tonic::Code;
 
-use crate::harness::{Cluster, Session, TestNode, anonymous_session, node_id, policy, svid, workload_id};
+use crate::harness::{Cluster, PATIENCE, Session, TestNode, anonymous_session, node_id, policy, svid, workload_id};
 
 /// A short lease, so that tests of its end are short.
 const SHORT: &str = "lease_ms: 800\nheartbeat_ms: 100\n";
@@ -364,9 +364,17 @@ async fn r36_what_nodes_report_is_audited_and_bounded() {
         let detail = format!("{number} {}", "x".repeat(4000));
         session.send(Up::Event(NodeEvent { kind: "firewall.changed".into(), detail, realtime_ns: 1 })).await;
     }
+    // Its heartbeat does not wait for all that to be written.
     node.beat(&mut session).await;
-    let audit = cluster.audit().await;
-    let events: Vec<_> = audit.iter().filter(|event| event["action"] == "node.event").collect();
+    let deadline = Instant::now() + PATIENCE;
+    let events = loop {
+        let mut audit = cluster.audit().await;
+        audit.retain(|event| event["action"] == "node.event");
+        if audit.len() >= 50 || Instant::now() > deadline {
+            break audit;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     assert!((50..80).contains(&events.len()), "{}", events.len());
     assert_eq!(events[0]["actor"], "node/a");
     assert!(events[0]["after"]["detail"].as_str().expect("text").len() <= 1024);
