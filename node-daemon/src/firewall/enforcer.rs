@@ -8,7 +8,7 @@ use super::express::Express;
 use super::interfaces;
 use super::netlink::{Batch, Netlink, OWNED_AND_PERSISTENT};
 use super::policy::Posture;
-use super::rules::Ruleset;
+use super::rules::{Marks, Ruleset};
 use crate::clock;
 
 /// The kernel counts timeouts in ticks of at most 10 ms, and a timeout of zero ticks would mean 'for ever': a remaining
@@ -21,7 +21,7 @@ pub(crate) struct Enforcer {
     netlink: Netlink,
     table_flags: u32,
     only_interfaces: Option<Vec<String>>,
-    secret: u32,
+    marks: Marks,
     lease_deadline: Option<u64>,
     express: Express,
     applied: Option<Applied>,
@@ -43,7 +43,7 @@ impl Enforcer {
             netlink: Netlink::open()?,
             table_flags: OWNED_AND_PERSISTENT,
             only_interfaces,
-            secret: random_mark()?,
+            marks: random_marks()?,
             lease_deadline: None,
             express: Express::default(),
             applied: None,
@@ -65,7 +65,7 @@ impl Enforcer {
     pub(crate) fn apply(&mut self, posture: Posture) -> Result<(), FirewallError> {
         let interfaces = self.interfaces()?;
         self.express.occupy(&interfaces).map_err(FirewallError::Express)?;
-        let ruleset = Ruleset::new(&posture, self.secret, &interfaces);
+        let ruleset = Ruleset::new(&posture, self.marks, &interfaces);
         if self.has_the_chains_of(&ruleset)? {
             self.netlink.commit(&Batch::exchange_rules(&ruleset))?;
             self.remember(posture, interfaces, ruleset)
@@ -110,13 +110,12 @@ impl Enforcer {
     /// Lets traffic pass until `deadline` (CLOCK_BOOTTIME); a deadline in the past ends the lease. Does nothing when
     /// closed.
     pub(crate) fn renew(&mut self, deadline: u64) -> Result<(), FirewallError> {
-        if self.applied.as_ref().is_none_or(|applied| applied.posture == Posture::Closed) {
+        let Some(applied) = self.applied.as_ref().filter(|applied| applied.posture != Posture::Closed) else {
             return Ok(());
-        }
+        };
         self.lease_deadline = Some(deadline);
-        let batch = Batch::lease(self.lease_milliseconds());
-        self.netlink.commit(&batch)?;
-        Ok(())
+        let batch = Batch::lease(&applied.ruleset, self.lease_milliseconds());
+        Ok(self.netlink.commit(&batch)?)
     }
 
     /// Compares what is in force with what was applied, and puts it back if it is not that. Returns what was wrong.
@@ -139,7 +138,7 @@ impl Enforcer {
         } else {
             return Ok(None);
         };
-        let ruleset = Ruleset::new(&posture, self.secret, &present);
+        let ruleset = Ruleset::new(&posture, self.marks, &present);
         self.replace(posture, present, ruleset)?;
         Ok(Some(fault))
     }
@@ -157,6 +156,16 @@ impl Enforcer {
             Some(only) => present.into_iter().filter(|name| only.contains(name)).collect(),
             None => present,
         })
+    }
+}
+
+fn random_marks() -> Result<Marks, FirewallError> {
+    let carried = random_mark()?;
+    loop {
+        let control = random_mark()?;
+        if control != carried {
+            return Ok(Marks { carried, control });
+        }
     }
 }
 

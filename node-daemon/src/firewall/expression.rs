@@ -276,6 +276,11 @@ pub(crate) mod words {
         vec![Expression::Meta(Meta::NetworkProtocol), Expression::Lookup { set }]
     }
 
+    /// The packet's mark is in the set.
+    pub(crate) fn mark_in_set(set: &'static str) -> Part {
+        vec![Expression::Meta(Meta::Mark), Expression::Lookup { set }]
+    }
+
     pub(crate) fn redirect(port: u16) -> Part {
         vec![Expression::Constant(port.to_be_bytes().to_vec()), Expression::Redirect]
     }

@@ -1,7 +1,8 @@
 //! From a [`Posture`] to tables, chains and rules: pure, so that what will be in the kernel can be read and tested here.
 //!
 //! Two tables: `inet opencluster` decides, `netdev opencluster` lets only what it marked leave the machine (packet
-//! sockets do not pass the inet hooks). In every chain the first rule that matches decides, and the policy is drop.
+//! sockets do not pass the inet hooks), and asks for the lease once more: a packet may wait between the two, for the
+//! address of a neighbour for instance. In every chain the first rule that matches decides, and the policy is drop.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +13,17 @@ use super::policy::{FIRST_CAPTURE_PORT, LAST_CAPTURE_PORT, Posture, Serving};
 /// The name of both tables.
 pub(crate) const TABLE: &str = "opencluster";
 
-/// The set that holds [`LEASE_KEYS`] while the lease lasts.
+/// The set, in each of the tables, that is empty but while the lease lasts.
 pub(crate) const LEASE_SET: &str = "lease";
 
-/// The elements of [`LEASE_SET`]: the protocol families that may be carried, both or none.
-pub(crate) const LEASE_KEYS: [u8; 2] = [words::IPV4, words::IPV6];
+/// The packet marks that the egress chains know, random and secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marks {
+    /// What is carried: leaves while the lease lasts.
+    pub(crate) carried: u32,
+    /// What it takes to earn a lease: the daemon's connections to its controllers, and IPv6's neighbour discovery.
+    pub(crate) control: u32,
+}
 
 /// Connection marks: which of the accepting rules let a connection begin. Packets without a full socket (SYN-ACK,
 /// TIME_WAIT, RST) are recognised by them.
@@ -38,9 +45,17 @@ pub(crate) struct Ruleset {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: TableFamily,
-    /// Whether it has [`LEASE_SET`].
-    pub(crate) lease: bool,
+    pub(crate) lease: Lease,
     pub(crate) chains: Vec<Chain>,
+}
+
+/// What [`LEASE_SET`] holds while the lease lasts: all of it or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lease {
+    /// The protocol families that may be carried.
+    Families([u8; 2]),
+    /// The mark of what may leave.
+    Mark(u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +92,8 @@ impl Ruleset {
         chains(self) == chains(other)
     }
 
-    /// `secret` is the packet mark that opens the egress chains; `interfaces` are all but loopback.
-    pub(crate) fn new(posture: &Posture, secret: u32, interfaces: &BTreeSet<String>) -> Self {
+    /// `interfaces` are all but loopback.
+    pub(crate) fn new(posture: &Posture, marks: Marks, interfaces: &BTreeSet<String>) -> Self {
         let inet = match posture {
             Posture::Closed => vec![
                 filter("output", hook::OUTPUT, local_only(Side::Destination)),
@@ -87,17 +102,17 @@ impl Ruleset {
             ],
             Posture::Serving(serving) => vec![
                 capture(serving),
-                filter("output", hook::OUTPUT, output(serving, secret)),
+                filter("output", hook::OUTPUT, output(serving, marks)),
                 filter("input", hook::INPUT, input(serving)),
                 filter("forward", hook::FORWARD, Vec::new()),
             ],
         };
         let open = matches!(posture, Posture::Serving(_));
-        let egress = interfaces.iter().map(|interface| egress(interface, open.then_some(secret))).collect();
+        let egress = interfaces.iter().map(|interface| egress(interface, open.then_some(marks))).collect();
         Self {
             tables: [
-                Table { family: TableFamily::Inet, lease: true, chains: inet },
-                Table { family: TableFamily::Netdev, lease: false, chains: egress },
+                Table { family: TableFamily::Inet, lease: Lease::Families([words::IPV4, words::IPV6]), chains: inet },
+                Table { family: TableFamily::Netdev, lease: Lease::Mark(marks.carried), chains: egress },
             ],
         }
     }
@@ -137,8 +152,9 @@ fn capture(serving: &Serving) -> Chain {
     Chain { name, kind: "nat", hook: hook::OUTPUT, priority: -100, accept_by_default: true, device: None, rules }
 }
 
-fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
-    let to_wire = || [words::set_mark(secret), words::accept()].concat();
+fn output(serving: &Serving, marks: Marks) -> Vec<Rule> {
+    let carried = || [words::set_mark(marks.carried), words::accept()].concat();
+    let control = || [words::set_mark(marks.control), words::accept()].concat();
     let mut rules = vec![
         // 1. What is under way, the most frequent first: nearly every packet is decided by one of these three. Tunnels
         //    keep to the wire; a captured connection is recognised before the question for the interface, since a
@@ -150,7 +166,7 @@ fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
                 words::ct_state(words::ESTABLISHED),
                 words::not_to_loopback(),
                 lease(),
-                to_wire(),
+                carried(),
             ],
         ),
         rule("captured", [words::redirected(), lease(), words::accept()]),
@@ -190,7 +206,7 @@ fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
     rules.push(rule("invalid", [words::ct_state(words::INVALID), words::drop()]));
     rules.push(rule(
         "control connection",
-        [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::CONTROL), to_wire()],
+        [words::ct_state(words::ESTABLISHED), words::ct_mark(connection::CONTROL), control()],
     ));
     // The daemon has to earn its lease first: no lease asked here, but no other destination either.
     for controller in &serving.controllers {
@@ -201,18 +217,18 @@ fn output(serving: &Serving, secret: u32) -> Vec<Rule> {
                 words::tcp_to_port(controller.port()),
                 words::socket_of(serving.daemon),
                 words::set_ct_mark(connection::CONTROL),
-                to_wire(),
+                control(),
             ],
         ));
     }
     rules.push(rule(
         "proxy to other nodes",
-        [words::tcp(), words::socket_of(serving.proxy), lease(), words::set_ct_mark(connection::PEER), to_wire()],
+        [words::tcp(), words::socket_of(serving.proxy), lease(), words::set_ct_mark(connection::PEER), carried()],
     ));
     // IPv6 cannot work without neighbour discovery: solicitation, advertisement, and the multicast membership report
     // that makes a snooping switch deliver them. (IPv4's ARP does not pass here: see the egress chain.)
     for (kind, name) in [(135, "neighbour solicitation"), (136, "neighbour advertisement"), (143, "multicast report")] {
-        rules.push(rule(name, [words::icmpv6(kind), to_wire()]));
+        rules.push(rule(name, [words::icmpv6(kind), control()]));
     }
     rules
 }
@@ -305,12 +321,13 @@ fn local_only(side: Side) -> Vec<Rule> {
 }
 
 /// Only what the output chain marked leaves, and the mark does not leave with it: who taps the wire or a packet socket
-/// must not learn it.
-fn egress(interface: &str, secret: Option<u32>) -> Chain {
+/// must not learn it. The mark of what is carried counts only while the lease lasts.
+fn egress(interface: &str, marks: Option<Marks>) -> Chain {
     const ARP: u16 = 0x0806;
-    let rules = secret.map_or_else(Vec::new, |secret| {
+    let rules = marks.map_or_else(Vec::new, |marks| {
         vec![
-            rule("accepted by output", [words::mark(secret), words::set_mark(0), words::accept()]),
+            rule("carried", [words::mark_in_set(LEASE_SET), words::set_mark(0), words::accept()]),
+            rule("control", [words::mark(marks.control), words::set_mark(0), words::accept()]),
             rule("address resolution", [words::ether_type(ARP), words::accept()]),
         ]
     });

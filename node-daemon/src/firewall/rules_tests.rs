@@ -19,8 +19,10 @@ fn serving() -> Serving {
 }
 
 fn ruleset(posture: &Posture) -> Ruleset {
-    Ruleset::new(posture, 0xdead_beef, &BTreeSet::from(["eth0".to_owned()]))
+    Ruleset::new(posture, MARKS, &BTreeSet::from(["eth0".to_owned()]))
 }
+
+const MARKS: Marks = Marks { carried: 0xdead_beef, control: 0x0bad_cafe };
 
 fn accepts(rule: &Rule) -> bool {
     rule.expressions.contains(&Expression::Verdict(Verdict::Accept))
@@ -35,6 +37,8 @@ fn r06_every_rule_that_accepts_carried_traffic_asks_for_the_lease() {
     let without_lease: BTreeSet<&str> = [
         "loopback",
         "local",
+        "control",
+        "address resolution",
         "control connection",
         "daemon to controller",
         "neighbour solicitation",
@@ -44,8 +48,9 @@ fn r06_every_rule_that_accepts_carried_traffic_asks_for_the_lease() {
     .into();
     let ruleset = ruleset(&Posture::Serving(serving()));
     let mut asked = 0;
-    for rule in ruleset.tables[0].chains.iter().flat_map(|chain| &chain.rules).filter(|rule| accepts(rule)) {
-        if holds(rule, &lease()) {
+    let rules = ruleset.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+    for rule in rules.filter(|rule| accepts(rule)) {
+        if holds(rule, &lease()) || holds(rule, &words::mark_in_set(LEASE_SET)) {
             asked += 1;
         } else {
             // ICMP errors about the control connection are the one more exception.
@@ -53,7 +58,7 @@ fn r06_every_rule_that_accepts_carried_traffic_asks_for_the_lease() {
             assert!(without_lease.contains(rule.comment.as_str()) || about_control, "{rule:?} accepts without a lease");
         }
     }
-    assert!(asked >= 7, "only {asked} rules ask for the lease");
+    assert!(asked >= 8, "only {asked} rules ask for the lease");
 }
 
 #[test]
@@ -78,14 +83,15 @@ fn closed_accepts_nothing_but_loopback() {
 }
 
 #[test]
-fn what_goes_to_the_wire_is_marked_and_what_stays_is_not() {
+fn what_goes_to_the_wire_is_marked_by_whether_it_needs_the_lease_and_what_stays_is_not() {
     let ruleset = ruleset(&Posture::Serving(serving()));
     let output = ruleset.tables[0].chains.iter().find(|chain| chain.name == "output").expect("output");
-    let mark = words::set_mark(0xdead_beef);
     let mut stay = 0;
     for rule in output.rules.iter().filter(|rule| accepts(rule)) {
         let stays = holds(rule, &words::to_loopback()) || holds(rule, &words::redirected());
-        assert_ne!(holds(rule, &mark), stays, "{rule:?}");
+        let leased = holds(rule, &lease());
+        assert_eq!(holds(rule, &words::set_mark(MARKS.carried)), leased && !stays, "{rule:?}");
+        assert_eq!(holds(rule, &words::set_mark(MARKS.control)), !leased && !stays, "{rule:?}");
         stay += u32::from(stays);
     }
     assert_eq!(stay, 5, "captured, proxied, delivered, and loopback of both families");

@@ -2,7 +2,7 @@
 
 use super::attributes::Attributes;
 use crate::firewall::expression::Expression;
-use crate::firewall::rules::{Chain, LEASE_KEYS, LEASE_SET, Rule, Ruleset, TABLE, Table, TableFamily};
+use crate::firewall::rules::{Chain, LEASE_SET, Lease, Rule, Ruleset, TABLE, Table, TableFamily};
 
 /// Flags of `nlmsghdr`.
 pub(super) mod flag {
@@ -38,8 +38,9 @@ pub(super) mod kind {
 pub(crate) const OWNED_AND_PERSISTENT: u32 = 0x2 | 0x4;
 
 const SET_WITH_TIMEOUTS: u32 = 0x10;
-/// How nft shows the keys of the set: `ipv4`, `ipv6`.
+/// How nft shows the keys of the sets: `ipv4`, `ipv6`; and a mark.
 const KEY_TYPE_PROTOCOL_FAMILY: u32 = 2;
+const KEY_TYPE_MARK: u32 = 19;
 const REGISTER: u32 = 1;
 const ATTRIBUTE_LIST_ELEMENT: u16 = 1;
 
@@ -71,8 +72,8 @@ impl Batch {
             batch.table(kind::NEW_TABLE, table.family, table_flags);
             batch.contents(table);
         }
-        if let Some(milliseconds) = lease_milliseconds {
-            batch.lease_elements(kind::NEW_ELEMENT, Some(milliseconds));
+        if lease_milliseconds.is_some() {
+            batch.lease_elements(kind::NEW_ELEMENT, ruleset, lease_milliseconds);
         }
         batch
     }
@@ -90,13 +91,13 @@ impl Batch {
         batch
     }
 
-    /// Ends the lease, and begins a new one if it is still to last. Adding an element that is there does *not* refresh
-    /// it, hence the destruction first; nobody sees the moment in between.
-    pub(crate) fn lease(milliseconds: Option<u64>) -> Self {
+    /// Ends the lease of all tables, and begins a new one if it is still to last. Adding an element that is there does
+    /// *not* refresh it, hence the destruction first; nobody sees the moment in between.
+    pub(crate) fn lease(ruleset: &Ruleset, milliseconds: Option<u64>) -> Self {
         let mut batch = Self::default();
-        batch.lease_elements(kind::DESTROY_ELEMENT, None);
+        batch.lease_elements(kind::DESTROY_ELEMENT, ruleset, None);
         if milliseconds.is_some() {
-            batch.lease_elements(kind::NEW_ELEMENT, milliseconds);
+            batch.lease_elements(kind::NEW_ELEMENT, ruleset, milliseconds);
         }
         batch
     }
@@ -107,16 +108,19 @@ impl Batch {
     }
 
     fn contents(&mut self, table: &Table) {
-        if table.lease {
-            let payload = Attributes::default()
-                .text(1, TABLE)
-                .text(2, LEASE_SET)
-                .u32(3, SET_WITH_TIMEOUTS)
-                .u32(4, KEY_TYPE_PROTOCOL_FAMILY)
-                .u32(5, 1)
-                .u32(10, 1);
-            self.push(kind::NEW_SET, flag::CREATE, table.family, payload, format!("set {LEASE_SET}"));
-        }
+        let (key_type, key_length) = match table.lease {
+            Lease::Families(_) => (KEY_TYPE_PROTOCOL_FAMILY, size_of::<u8>()),
+            Lease::Mark(_) => (KEY_TYPE_MARK, size_of::<u32>()),
+        };
+        let payload = Attributes::default()
+            .text(1, TABLE)
+            .text(2, LEASE_SET)
+            .u32(3, SET_WITH_TIMEOUTS)
+            .u32(4, key_type)
+            .u32(5, key_length as u32)
+            // The set's number within the batch: it is the only one of its table.
+            .u32(10, 1);
+        self.push(kind::NEW_SET, flag::CREATE, table.family, payload, format!("set {LEASE_SET}"));
         for chain in &table.chains {
             self.push(
                 kind::NEW_CHAIN,
@@ -138,18 +142,24 @@ impl Batch {
         }
     }
 
-    fn lease_elements(&mut self, kind: u16, milliseconds: Option<u64>) {
-        let mut elements = Attributes::default();
-        for key in LEASE_KEYS {
-            let mut element = Attributes::default().nested(1, &Attributes::default().bytes(1, &[key]));
-            if let Some(milliseconds) = milliseconds {
-                element = element.u64(4, milliseconds);
+    fn lease_elements(&mut self, kind: u16, ruleset: &Ruleset, milliseconds: Option<u64>) {
+        for table in &ruleset.tables {
+            let keys = match &table.lease {
+                Lease::Families(families) => families.iter().map(|family| vec![*family]).collect(),
+                Lease::Mark(mark) => vec![mark.to_ne_bytes().to_vec()],
+            };
+            let mut elements = Attributes::default();
+            for key in keys {
+                let mut element = Attributes::default().nested(1, &Attributes::default().bytes(1, &key));
+                if let Some(milliseconds) = milliseconds {
+                    element = element.u64(4, milliseconds);
+                }
+                elements = elements.nested(ATTRIBUTE_LIST_ELEMENT, &element);
             }
-            elements = elements.nested(ATTRIBUTE_LIST_ELEMENT, &element);
+            let payload = Attributes::default().text(1, TABLE).text(2, LEASE_SET).nested(3, &elements);
+            let flags = if kind == kind::NEW_ELEMENT { flag::CREATE } else { 0 };
+            self.push(kind, flags, table.family, payload, "the lease".to_owned());
         }
-        let payload = Attributes::default().text(1, TABLE).text(2, LEASE_SET).nested(3, &elements);
-        let flags = if kind == kind::NEW_ELEMENT { flag::CREATE } else { 0 };
-        self.push(kind, flags, TableFamily::Inet, payload, "the lease".to_owned());
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: TableFamily, payload: Attributes, what: String) {

@@ -136,6 +136,12 @@ impl Hosts {
 
     /// A process in a cgroup of host A that connects; `None` if it cannot.
     pub(super) fn connect(&self, cgroup: Option<&str>, ip: &str, port: u16) -> Option<Client> {
+        let mut client = self.begin_to_connect(cgroup, ip, port);
+        (client.line(PATIENCE).as_deref() == Some("connected")).then_some(client)
+    }
+
+    /// A process in a cgroup of host A that says `connected` once it is.
+    pub(super) fn begin_to_connect(&self, cgroup: Option<&str>, ip: &str, port: u16) -> Client {
         let enter = cgroup
             .map_or(String::new(), |cgroup| format!("echo $$ > {}/cgroup.procs && ", self.base.join(cgroup).display()));
         // bash opens /dev/tcp itself; each line goes there and back.
@@ -155,8 +161,7 @@ impl Hosts {
         let (lines, received) = sync_channel(64);
         let output = child.stdout.take().expect("piped");
         thread::spawn(move || forward(output, &lines));
-        let mut client = Client { child, input, received };
-        (client.line(PATIENCE).as_deref() == Some("connected")).then_some(client)
+        Client { child, input, received }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The packet filter in a real kernel. Each test has two hosts of its own and leaves nothing behind.
 
+mod delayed;
 mod host;
 mod packets;
 mod repair;
@@ -225,13 +226,14 @@ fn what_the_kernel_has_is_what_is_meant() {
     filter.renew(0).expect("end the lease: its time would differ at every run");
     let mount = crate::cgroup::mount_point().expect("cgroup2");
     let base = hosts.base.strip_prefix(mount).expect("below the mount").display().to_string();
-    let mark = regex_free_mark(&output("nft list table netdev opencluster"));
     let listing = output("nft list table inet opencluster; nft list table netdev opencluster");
+    let marks = ["\"tunnels\"", "\"control connection\""].map(|comment| mark_set_by(&listing, comment));
     let listing: String = listing
         .replace(&base, "BASE")
         // nft names cgroups from /sys/fs/cgroup on, where version 2 may lie below.
         .replace("\"unified/BASE", "\"BASE")
-        .replace(&mark, "SECRET")
+        .replace(&marks[0], "CARRIED")
+        .replace(&marks[1], "CONTROL")
         .lines()
         .map(|line| line.split(" # ").next().unwrap_or(line).trim_end().to_owned() + "\n")
         .collect();
@@ -242,10 +244,11 @@ fn what_the_kernel_has_is_what_is_meant() {
     pretty_compare(&listing, include_str!("listing.nft"));
 }
 
-/// The secret is the first mark that the egress chain compares with.
-fn regex_free_mark(listing: &str) -> String {
-    let start = listing.find("meta mark ").expect("a mark") + "meta mark ".len();
-    listing[start..].split_whitespace().next().expect("a mark").to_owned()
+/// The random mark that the rule with this comment sets.
+fn mark_set_by(listing: &str, comment: &str) -> String {
+    let rule = listing.lines().find(|line| line.contains("meta mark set") && line.contains(comment)).expect("a rule");
+    let start = rule.find("meta mark set ").expect("a mark") + "meta mark set ".len();
+    rule[start..].split_whitespace().next().expect("a mark").to_owned()
 }
 
 fn pretty_compare(actual: &str, expected: &str) {

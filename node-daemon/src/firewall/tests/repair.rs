@@ -8,13 +8,17 @@ use super::super::{Event, Firewall};
 use super::host::{B, CONTROLLER, Hosts, TUNNEL, lease, output, pause, poll, shell};
 use crate::clock;
 
-const DAMAGE: [&str; 5] = [
+const DAMAGE: [&str; 6] = [
     "nft delete table inet opencluster",
     "nft delete table netdev opencluster",
     "nft flush chain inet opencluster output",
     "nft insert rule inet opencluster output accept",
     "nft add element inet opencluster lease '{ ipv4, ipv6 }'",
+    "nft add element netdev opencluster lease '{ 0x1 }'",
 ];
+
+const INET_LEASE: &str = "nft list set inet opencluster lease";
+const EGRESS_LEASE: &str = "nft list set netdev opencluster lease";
 
 #[test]
 fn r03_another_root_process_cannot_change_our_tables() {
@@ -95,8 +99,12 @@ fn r06_a_renewal_for_a_moment_that_is_over_is_no_lease_for_ever() {
     for deadline in [0, clock::boottime(), clock::boottime() + 1, clock::boottime() + 3_000_000] {
         filter.renew(deadline).expect("renew");
         pause(10);
-        assert!(!output("nft list set inet opencluster lease").contains("ipv4"), "deadline {deadline}");
+        for set in [INET_LEASE, EGRESS_LEASE] {
+            assert!(!output(set).contains("elements"), "deadline {deadline}, {set}");
+        }
     }
     lease(&mut filter, 60_000);
-    assert!(output("nft list set inet opencluster lease").contains("ipv4 timeout"));
+    for set in [INET_LEASE, EGRESS_LEASE] {
+        assert!(output(set).contains(" timeout "), "{set}");
+    }
 }
