@@ -1,7 +1,5 @@
 //! The node's state, and what every event does to it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use opencluster_api::control::{self, ControllerMessage, NodeMessage, controller_message, node_message};
@@ -18,7 +16,7 @@ use tokio::time::Instant;
 use super::captures::Captures;
 use super::life::Life;
 use super::requests::{Origin, Requests};
-use super::resources::{Resources, Workload};
+use super::resources::Resources;
 use crate::clock;
 use crate::config::Config;
 use crate::firewall::policy::{Posture, Serving};
@@ -34,7 +32,7 @@ use crate::supervise::Supervisor;
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// How long to wait before what failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The daemon's state.
 pub(super) struct Core {
@@ -78,7 +76,8 @@ impl Core {
     pub(super) fn due(&self) -> Instant {
         let now = Instant::now();
         if self.severed.is_some() {
-            return self.kill_proxy_at.unwrap_or(now + Duration::from_hours(1));
+            let due = [self.kill_proxy_at, self.firewall_retry].into_iter().flatten().min();
+            return due.unwrap_or(now + Duration::from_hours(1));
         }
         let lease = now + Duration::from_nanos(self.lease.next_tick().saturating_sub(clock::boottime()));
         [self.supervisor.restart_at(), self.firewall_retry, Some(self.rotate_at), self.life_due()]
@@ -95,6 +94,9 @@ impl Core {
             self.kill_proxy();
         }
         if self.severed.is_some() {
+            if self.firewall_retry.is_some_and(|at| at <= now) {
+                self.close().await;
+            }
             return;
         }
         self.measure().await;
@@ -205,12 +207,7 @@ impl Core {
         }
         tracing::error!(?reason, "SEVERED: everything is dropped until this node is wiped and enrolled again");
         self.severed = Some(reason.clone());
-        let closed = self.firewall.apply(Posture::Closed).await;
-        if let Err(error) = &closed {
-            // The lease still ends by itself within its time.
-            tracing::error!(%error, "the packet filter could not be closed at once");
-        }
-        self.firewall_applied = closed.is_ok();
+        self.close().await;
         let verdict = control::Sever { reason: reason.to_string() };
         self.tell_proxy(to_proxy::Message::Sever(verdict), vec![]);
         self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
@@ -486,24 +483,5 @@ impl Core {
                 session.renew();
             }
         }
-    }
-
-    pub(super) fn identity_ready(&self, workload: &Workload) -> bool {
-        let id = SpiffeId::workload(self.trust.domain(), &workload.namespace, &workload.name);
-        id.is_ok_and(|id| {
-            self.proxy.as_ref().is_some_and(|proxy| proxy.identities_ready.iter().any(|ready| ready == id.as_str()))
-        })
-    }
-}
-
-impl Core {
-    /// Every workload of this node, and whether it can run now.
-    pub(super) fn names(&self) -> BTreeMap<Workload, bool> {
-        self.captures.assigned().keys().map(|workload| (workload.clone(), self.identity_ready(workload))).collect()
-    }
-
-    /// The node's certificate.
-    pub(super) fn svid(&self) -> Option<Arc<Svid>> {
-        self.svids.get(&self.id)
     }
 }

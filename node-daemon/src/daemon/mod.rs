@@ -1,6 +1,7 @@
 //! `opencluster-node serve`: everything comes together here.
 
 mod captures;
+mod closing;
 mod core;
 mod life;
 mod proxy;

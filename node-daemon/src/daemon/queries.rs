@@ -1,6 +1,10 @@
 //! What is asked over `node.sock`.
 
-use opencluster_identity::UnixTime;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use opencluster_identity::svid::Svid;
+use opencluster_identity::{SpiffeId, UnixTime};
 use opencluster_policy::lease::NodeState;
 
 use super::core::Core;
@@ -133,5 +137,22 @@ impl Core {
             config_version: told.config_version,
             sandbox: told.sandbox,
         }
+    }
+
+    fn identity_ready(&self, workload: &Workload) -> bool {
+        let id = SpiffeId::workload(self.trust.domain(), &workload.namespace, &workload.name);
+        id.is_ok_and(|id| {
+            self.proxy.as_ref().is_some_and(|proxy| proxy.identities_ready.iter().any(|ready| ready == id.as_str()))
+        })
+    }
+
+    /// Every workload of this node, and whether it can run now.
+    fn names(&self) -> BTreeMap<Workload, bool> {
+        self.captures.assigned().keys().map(|workload| (workload.clone(), self.identity_ready(workload))).collect()
+    }
+
+    /// The node's certificate.
+    fn svid(&self) -> Option<Arc<Svid>> {
+        self.svids.get(&self.id)
     }
 }

@@ -50,10 +50,13 @@ impl Enforcer {
         })
     }
 
-    /// Tables that others may change, to test what happens then.
+    /// Tables with other flags than ours: that others may change, for example, to test what happens then.
     #[cfg(test)]
-    pub(crate) fn without_owner() -> Result<Self, FirewallError> {
-        Ok(Self { table_flags: 0, ..Self::new(None)? })
+    pub(crate) fn with_table_flags(
+        table_flags: u32,
+        only_interfaces: Option<Vec<String>>,
+    ) -> Result<Self, FirewallError> {
+        Ok(Self { table_flags, ..Self::new(only_interfaces)? })
     }
 
     /// The netlink port of our changes.
@@ -61,8 +64,12 @@ impl Enforcer {
         self.netlink.port()
     }
 
-    /// Puts `posture` in force in one batch; the lease goes on. After an error, what was in force before still is.
+    /// Puts `posture` in force in one batch; the lease goes on. If the kernel refuses, what was in force before still is; but
+    /// what was to be closed is tried again by each verification.
     pub(crate) fn apply(&mut self, posture: Posture) -> Result<(), FirewallError> {
+        if posture == Posture::Closed {
+            return self.close();
+        }
         let interfaces = self.interfaces()?;
         self.express.occupy(&interfaces).map_err(FirewallError::Express)?;
         let ruleset = Ruleset::new(&posture, self.marks, &interfaces);
@@ -72,6 +79,31 @@ impl Enforcer {
         } else {
             self.replace(posture, interfaces, ruleset)
         }
+    }
+
+    /// For good, and without waiting for anything: whatever else is to be held (queues, new interfaces) is left to the
+    /// verifications, which report when it cannot be.
+    fn close(&mut self) -> Result<(), FirewallError> {
+        self.lease_deadline = None;
+        let interfaces = match (self.interfaces(), &self.applied) {
+            (Ok(present), _) => present,
+            (Err(error), Some(applied)) => {
+                tracing::error!(%error, "packet filter: closing the interfaces that were there before");
+                applied.interfaces.clone()
+            }
+            (Err(error), None) => return Err(error),
+        };
+        let ruleset = Ruleset::new(&Posture::Closed, self.marks, &interfaces);
+        if let Err(error) = self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, None)) {
+            // At least what is there may close: the lease's end is a smaller change.
+            if let Err(error) = self.netlink.commit(&Batch::lease(&ruleset, None)) {
+                tracing::error!(%error, "packet filter: the lease could not be ended either");
+            }
+            // Nothing is known of what is there: the next verification finds it to be wrong.
+            self.applied = Some(Applied { posture: Posture::Closed, interfaces, ruleset, description: Vec::new() });
+            return Err(error.into());
+        }
+        self.remember(Posture::Closed, interfaces, ruleset)
     }
 
     /// Whether what is in force is what was applied, and has these chains.
@@ -88,10 +120,6 @@ impl Enforcer {
         interfaces: BTreeSet<String>,
         ruleset: Ruleset,
     ) -> Result<(), FirewallError> {
-        // Closed is closed for good: no lease goes over.
-        if posture == Posture::Closed {
-            self.lease_deadline = None;
-        }
         self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, self.lease_milliseconds()))?;
         self.remember(posture, interfaces, ruleset)
     }
@@ -102,9 +130,12 @@ impl Enforcer {
         interfaces: BTreeSet<String>,
         ruleset: Ruleset,
     ) -> Result<(), FirewallError> {
-        let description = self.netlink.dump()?;
+        let described = self.netlink.dump();
+        // What cannot be described is as good as unknown, but it is what is wanted: a verification may put it back, never
+        // what was there before.
+        let description = described.as_ref().cloned().unwrap_or_default();
         self.applied = Some(Applied { posture, interfaces, ruleset, description });
-        Ok(())
+        Ok(described.map(drop)?)
     }
 
     /// Lets traffic pass until `deadline` (CLOCK_BOOTTIME); a deadline in the past ends the lease. Does nothing when
@@ -126,21 +157,24 @@ impl Enforcer {
         let posture = applied.posture.clone();
         let found = self.netlink.dump()?;
         let present = self.interfaces()?;
-        self.express.occupy(&present).map_err(FirewallError::Express)?;
         let fault = if found.is_empty() {
-            "our tables were gone".to_owned()
+            Some("our tables were gone".to_owned())
         } else if present != interfaces {
-            format!("the network interfaces changed from {interfaces:?} to {present:?}")
+            Some(format!("the network interfaces changed from {interfaces:?} to {present:?}"))
         } else if found != expected {
             let missing = expected.iter().filter(|part| !found.contains(part)).count();
             let foreign = found.iter().filter(|part| !expected.contains(part)).count();
-            format!("of our tables' parts {missing} were missing or changed, {foreign} were not ours")
+            Some(format!("of our tables' parts {missing} were missing or changed, {foreign} were not ours"))
         } else {
-            return Ok(None);
+            None
         };
-        let ruleset = Ruleset::new(&posture, self.marks, &present);
-        self.replace(posture, present, ruleset)?;
-        Ok(Some(fault))
+        // The tables first: to take a queue may have to wait, and may fail.
+        if fault.is_some() {
+            let ruleset = Ruleset::new(&posture, self.marks, &present);
+            self.replace(posture, present.clone(), ruleset)?;
+        }
+        self.express.occupy(&present).map_err(FirewallError::Express)?;
+        Ok(fault)
     }
 
     /// What is left of the lease, rounded down.

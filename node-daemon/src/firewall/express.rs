@@ -34,7 +34,7 @@ pub(super) struct Express {
 
 /// One queue, taken. The memory is the socket's: it must outlive it.
 #[derive(Debug)]
-struct Place {
+pub(super) struct Place {
     _socket: OwnedFd,
     _memory: Vec<u8>,
 }
@@ -93,7 +93,7 @@ fn take(interface: u32, queue: u32) -> Result<Place, Errno> {
     }
 }
 
-fn try_to_take(interface: u32, queue: u32) -> Result<Place, Errno> {
+pub(super) fn try_to_take(interface: u32, queue: u32) -> Result<Place, Errno> {
     const SMALLEST_RING: u32 = 1;
     let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     let memory = vec![0_u8; 2 * PAGE];

@@ -1,5 +1,6 @@
 //! The packet filter in a real kernel. Each test has two hosts of its own and leaves nothing behind.
 
+mod closing;
 mod delayed;
 mod host;
 mod packets;

@@ -51,7 +51,7 @@ fn r03_the_tables_stay_closed_when_their_owner_is_gone_and_can_be_taken_over() {
 #[test]
 fn r03_damaged_tables_are_put_back() {
     let hosts = Hosts::new();
-    let mut filter = Enforcer::without_owner().expect("enforcer");
+    let mut filter = Enforcer::with_table_flags(0, None).expect("enforcer");
     filter.apply(Posture::Serving(hosts.serving())).expect("apply");
     for damage in DAMAGE.into_iter().take(4).chain(["nft flush ruleset"]) {
         assert_eq!(filter.verify().expect("verify"), None, "before {damage}");
