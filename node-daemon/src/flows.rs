@@ -22,21 +22,33 @@ const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const DUMP: u16 = 0x300;
 
-/// Destroys every TCP connection of this network namespace that is not between loopback addresses. Returns how many.
+/// Destroys every TCP connection of this network namespace that is not between loopback addresses. Returns how many. One
+/// that cannot be destroyed keeps none of the others: the first error is returned at the end.
 pub(crate) fn reset_all() -> io::Result<usize> {
+    let families = [AddressFamily::INET, AddressFamily::INET6];
+    sum_of_all(families.map(|family| reset_family(family.as_raw() as u8)))
+}
+
+fn reset_family(family: u8) -> io::Result<usize> {
     let flags = SocketFlags::CLOEXEC;
+    // One for each family: whatever an error left unread is not taken for an answer about the next.
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(SOCK_DIAG))?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let mut destroyed = 0;
-    for family in [AddressFamily::INET, AddressFamily::INET6] {
-        let family = family.as_raw() as u8;
-        for id in connections(&socket, family)? {
-            if destroy(&socket, family, &id)? {
-                destroyed += 1;
-            }
+    let found = connections(&socket, family)?;
+    sum_of_all(found.iter().map(|id| destroy(&socket, family, id).map(usize::from)))
+}
+
+/// Goes on after errors.
+fn sum_of_all(counts: impl IntoIterator<Item = io::Result<usize>>) -> io::Result<usize> {
+    let mut sum = 0;
+    let mut first_error = None;
+    for count in counts {
+        match count {
+            Ok(count) => sum += count,
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
-    Ok(destroyed)
+    first_error.map_or(Ok(sum), Err)
 }
 
 /// Forgets every tracked connection of this network namespace, so that no rule takes a late packet for part of one.
@@ -204,6 +216,23 @@ mod tests {
         let error = loopback.0.read(&mut [0]).expect_err("nothing to read");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "the positive control");
         assert_eq!(reset_all().expect("reset"), 0);
+    }
+
+    #[test]
+    fn r06_one_connection_that_cannot_be_ended_does_not_keep_the_others() {
+        let mut asked = 0;
+        let outcomes: [fn() -> io::Result<usize>; 4] =
+            [|| Ok(1), || Err(rustix::io::Errno::OPNOTSUPP.into()), || Ok(1), || Err(rustix::io::Errno::PERM.into())];
+        let ended = sum_of_all(outcomes.iter().map(|outcome| {
+            asked += 1;
+            outcome()
+        }));
+        assert_eq!(asked, 4, "all are asked for");
+        assert_eq!(
+            ended.expect_err("it is not passed over").raw_os_error(),
+            Some(rustix::io::Errno::OPNOTSUPP.raw_os_error())
+        );
+        assert_eq!(sum_of_all([Ok(1), Ok(2)]).expect("no error"), 3);
     }
 
     #[test]

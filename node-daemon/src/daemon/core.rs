@@ -213,7 +213,7 @@ impl Core {
         self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
         match flows::reset_all() {
             Ok(count) => tracing::info!(count, "connections were reset"),
-            Err(error) => tracing::error!(%error, "connections could not be reset: they see nothing but silence"),
+            Err(error) => tracing::error!(%error, "not every connection could be reset: those see nothing but silence"),
         }
         if let Err(error) = flows::forget_tracked() {
             // They lead nowhere: the rules that would ask for them are gone.
