@@ -15,6 +15,9 @@ use crate::clock;
 /// lease shorter than this counts as ended.
 const SHORTEST_LEASE_MS: u64 = 20;
 
+/// The kernel counts a lease from when it gets it. If that was so long after the clock was read, the lease is shortened.
+const PROMPT_NS: u64 = 20_000_000;
+
 /// One owner of the tables.
 #[derive(Debug)]
 pub(crate) struct Enforcer {
@@ -120,7 +123,9 @@ impl Enforcer {
         interfaces: BTreeSet<String>,
         ruleset: Ruleset,
     ) -> Result<(), FirewallError> {
-        self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, self.lease_milliseconds()))?;
+        let read_at = clock::boottime();
+        self.netlink.commit(&Batch::replace(&ruleset, self.table_flags, self.lease_milliseconds(read_at)))?;
+        self.shorten(&ruleset, read_at)?;
         self.remember(posture, interfaces, ruleset)
     }
 
@@ -141,12 +146,28 @@ impl Enforcer {
     /// Lets traffic pass until `deadline` (CLOCK_BOOTTIME); a deadline in the past ends the lease. Does nothing when
     /// closed.
     pub(crate) fn renew(&mut self, deadline: u64) -> Result<(), FirewallError> {
+        self.renew_as_of(clock::boottime(), deadline)
+    }
+
+    /// What is left until `deadline` is counted from `read_at`, when the clock was read.
+    pub(super) fn renew_as_of(&mut self, read_at: u64, deadline: u64) -> Result<(), FirewallError> {
         let Some(applied) = self.applied.as_ref().filter(|applied| applied.posture != Posture::Closed) else {
             return Ok(());
         };
+        let ruleset = applied.ruleset.clone();
         self.lease_deadline = Some(deadline);
-        let batch = Batch::lease(&applied.ruleset, self.lease_milliseconds());
-        Ok(self.netlink.commit(&batch)?)
+        self.netlink.commit(&Batch::lease(&ruleset, self.lease_milliseconds(read_at)))?;
+        self.shorten(&ruleset, read_at)
+    }
+
+    /// This process may have been held up, stopped even, between the reading of the clock and the commit: then the kernel has
+    /// got a lease that ends too late, or one that is over already. It gets what is left now instead, until it gets it in time.
+    fn shorten(&mut self, ruleset: &Ruleset, mut read_at: u64) -> Result<(), FirewallError> {
+        while self.lease_milliseconds(read_at).is_some() && clock::boottime().saturating_sub(read_at) > PROMPT_NS {
+            read_at = clock::boottime();
+            self.netlink.commit(&Batch::lease(ruleset, self.lease_milliseconds(read_at)))?;
+        }
+        Ok(())
     }
 
     /// Compares what is in force with what was applied, and puts it back if it is not that. Returns what was wrong.
@@ -177,9 +198,9 @@ impl Enforcer {
         Ok(fault)
     }
 
-    /// What is left of the lease, rounded down.
-    fn lease_milliseconds(&self) -> Option<u64> {
-        let remaining = self.lease_deadline?.saturating_sub(clock::boottime()) / 1_000_000;
+    /// What was left of the lease then, rounded down.
+    fn lease_milliseconds(&self, read_at: u64) -> Option<u64> {
+        let remaining = self.lease_deadline?.saturating_sub(read_at) / 1_000_000;
         (remaining >= SHORTEST_LEASE_MS).then_some(remaining)
     }
 

@@ -108,3 +108,20 @@ fn r06_a_renewal_for_a_moment_that_is_over_is_no_lease_for_ever() {
         assert!(output(set).contains(" timeout "), "{set}");
     }
 }
+
+/// The clock was read so long before the kernel got the lease: as after a SIGSTOP in between.
+#[test]
+fn r06_a_renewal_that_was_held_up_does_not_stretch_the_lease() {
+    let hosts = Hosts::new();
+    let mut filter = hosts.guarded();
+    let open = || [INET_LEASE, EGRESS_LEASE].map(|set| output(set).contains("elements"));
+    let now = clock::boottime();
+    filter.renew_as_of(now - 5_000_000_000, now - 1_000_000_000).expect("renew");
+    assert_eq!(open(), [false; 2], "its lease was over before the kernel got it");
+
+    let deadline = clock::boottime() + 600_000_000;
+    filter.renew_as_of(clock::boottime() - 5_000_000_000, deadline).expect("renew");
+    assert_eq!(open(), [true; 2], "the positive control: something of it was left");
+    poll("the deadline", || clock::boottime() > deadline + 10_000_000);
+    assert_eq!(open(), [false; 2], "it ends with its deadline");
+}
