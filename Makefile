@@ -5,7 +5,7 @@
 #   make vm-test  the tests with virtual machines alone (SOAK=1: ten minutes of provoked false alarms)
 #   make soak     the same for long: a million flows that leave nothing behind, mixtures of a minute, the lease's models with
 #                 larger bounds (some gigabytes)
-#   make measure-failclosed   how fast traffic ends, and how fast revocations arrive (about 15 minutes)
+#   make measure-failclosed   how fast traffic ends, and how fast revocations arrive (about half an hour)
 #   make bench    measure it against what one would use instead (about 20 minutes; make bench-quick: 3)
 #   make profile SCENARIO=rr-16   where the proxies' time goes, as a flame graph
 #   make bench-instructions   the hot path's instructions under callgrind, against bench/instructions.txt
@@ -52,7 +52,7 @@ soak: build
 # Into the report of the benchmarks, under `failclosed`.
 measure-failclosed: build
 	@scripts/debian-packages.sh test
-	CUT_ROUNDS=$(or $(CUT_ROUNDS),20) $(CARGO) test --locked -p opencluster-integration --test r06_lease
+	CUT_ROUNDS=$(or $(CUT_ROUNDS),20) $(CARGO) test --locked -p opencluster-integration --test r06_lease --test r35_severance
 	$(RELEASE)/opencluster-rig measure-revocation
 
 demo: build

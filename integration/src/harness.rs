@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -73,6 +74,8 @@ pub enum Who<'a> {
     On(&'a str, &'a str),
     /// Root on a host, outside of every workload.
     Host(&'a str),
+    /// Root on a node, taken for its proxy by the packet filter.
+    Proxy(&'a str),
     /// Another user on a host, outside of every workload.
     User(&'a str, u32),
 }
@@ -134,6 +137,7 @@ impl Cluster {
             Who::Workload(name) => self.rig.as_workload(name, "default", name)?,
             Who::On(node, workload) => self.rig.as_workload(node, "default", workload)?,
             Who::Host(host) => self.rig.on_host(host)?,
+            Who::Proxy(node) => self.rig.as_proxy(node)?,
             Who::User(host, user) => {
                 let mut command = self.rig.on_host(host)?;
                 command.args(["setpriv", "--clear-groups", "--inh-caps=-all"]);
@@ -228,6 +232,12 @@ impl Cluster {
         let samples =
             text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// The addresses of a host, IPv4 first, with a port.
+    pub fn addresses(&self, host: &str, port: u16) -> anyhow::Result<[String; 2]> {
+        let addresses = self.rig.record.layout.host(host)?.addresses();
+        Ok(addresses.map(|address| SocketAddr::new(address, port).to_string()))
     }
 
     /// The numbers of the processes of a node's proxy.

@@ -8,9 +8,11 @@
 pub mod binaries;
 pub mod capture;
 pub mod cgroup;
+pub mod cuts;
 pub mod down;
 pub mod figures;
 pub mod harness;
+pub mod hindrance;
 pub mod host;
 pub mod layout;
 pub mod netns;

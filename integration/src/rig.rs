@@ -81,24 +81,36 @@ impl Rig {
     /// A command that runs inside a host's namespaces, outside of every workload: on a node it has no network but
     /// loopback. Give it the program and its arguments.
     pub fn on_host(&self, host: &str) -> Result<Command, RigError> {
-        self.enter(host, &[])
+        self.enter(host, "host", &[])
     }
 
-    fn enter(&self, host: &str, options: &[&str]) -> Result<Command, RigError> {
+    /// A command that runs on a node in the cgroup of its proxy, with all rights: the packet filter takes its connections for
+    /// the proxy's. It is no part of the proxy, and ends neither with it nor with the daemon. Give it the program and its
+    /// arguments.
+    pub fn as_proxy(&self, node: &str) -> Result<Command, RigError> {
+        self.enter(self.node(node)?, "proxy", &[])
+    }
+
+    fn node<'a>(&self, name: &'a str) -> Result<&'a str, RigError> {
+        if self.record.layout.host(name)?.role == Role::Node {
+            Ok(name)
+        } else {
+            Err(RigError::NotANode(name.to_owned()))
+        }
+    }
+
+    fn enter(&self, host: &str, cgroup: &str, options: &[&str]) -> Result<Command, RigError> {
         let holder = self.holder(host)?;
         let mut command = Command::new(self.binaries.path("opencluster-rig")?);
         command.arg("enter").args(["--netns", &self.record.layout.host(host)?.netns]);
         command.args(["--holder", &format!("{}:{}", holder.pid, holder.started)]);
-        command.args(["--cgroup", &self.cgroup(host, "host")]).args(options).arg("--");
+        command.args(["--cgroup", &self.cgroup(host, cgroup)]).args(options).arg("--");
         Ok(command)
     }
 
     /// A command that runs on a node as a workload, captured like any other. Give it the program and its arguments.
     pub fn as_workload(&self, node: &str, namespace: &str, workload: &str) -> Result<Command, RigError> {
-        if self.record.layout.host(node)?.role != Role::Node {
-            return Err(RigError::NotANode(node.to_owned()));
-        }
-        let mut command = self.on_host(node)?;
+        let mut command = self.on_host(self.node(node)?)?;
         command.arg(self.binaries.path("opencluster-node")?);
         command.args(["run", "--namespace", namespace, "--workload", workload, "--"]);
         Ok(command)
@@ -123,7 +135,7 @@ impl Rig {
         let path = self.state.log(host);
         let log = File::options().create(true).append(true).open(&path).map_err(failed)?;
         // Its own session: what is typed at the terminal that started the rig is not for the daemons.
-        let mut command = self.enter(host, &["--detach"])?;
+        let mut command = self.enter(host, "host", &["--detach"])?;
         command.arg(self.binaries.path(program)?).arg("serve").arg("--config").arg(self.config(host)?);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_for_daemons(name)));

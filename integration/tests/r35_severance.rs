@@ -2,19 +2,15 @@
 //! listener, no secret in memory.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
+use opencluster_integration::cuts::{Cuts, measured};
 use opencluster_integration::harness::{A_TO_B, Cluster, PATIENCE, Probe, Wanted, Who};
+use opencluster_integration::hindrance::{Disk, MemoryLimit, is_writing};
 use opencluster_integration::poll;
 use opencluster_integration::process::ProcessId;
 use opencluster_integration::report::Event;
@@ -22,6 +18,8 @@ use opencluster_integration::report::Event;
 const LEASE: Duration = Duration::from_secs(3);
 /// What the scheduler of a busy machine adds to what is observed.
 const LEEWAY: Duration = Duration::from_millis(500);
+/// From the operator's command to the last byte of a node that is revoked.
+const SEVERED_WITHIN: Duration = Duration::from_secs(1);
 const TARGETS: [&str; 2] = ["10.88.0.12:9000", "[fd88::12]:9000"];
 
 fn up(test: &str) -> anyhow::Result<(Cluster, Probe)> {
@@ -50,8 +48,8 @@ fn all_live(pulses: &mut [Probe], span: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every pulse ends within `limit` of `loss`: how each ended.
-fn all_end(pulses: &mut [Probe], loss: Instant, limit: Duration) -> anyhow::Result<Vec<String>> {
+/// Every pulse ends within `limit` of `loss`: how long each outlived it, and how it ended.
+fn all_end(pulses: &mut [Probe], loss: Instant, limit: Duration) -> anyhow::Result<Vec<(Duration, String)>> {
     pulses
         .iter_mut()
         .map(|pulse| {
@@ -59,9 +57,22 @@ fn all_end(pulses: &mut [Probe], loss: Instant, limit: Duration) -> anyhow::Resu
             let lived = last_echo.saturating_duration_since(loss);
             eprintln!("last echo {} ms after the loss, then {how}", lived.as_millis());
             ensure!(lived <= limit, "it still lived {lived:?} after the loss");
-            Ok(how)
+            Ok((lived, how))
         })
         .collect()
+}
+
+fn spans(ends: &[(Duration, String)]) -> Vec<Duration> {
+    ends.iter().map(|(lived, _)| *lived).collect()
+}
+
+/// Looks out for something while something else is done: when it was first so.
+fn watch(condition: impl Fn() -> bool + Send + 'static) -> thread::JoinHandle<Option<Instant>> {
+    thread::spawn(move || poll::until(Duration::from_mins(2), || condition().then(Instant::now)))
+}
+
+fn seen(watch: thread::JoinHandle<Option<Instant>>, what: &str) -> anyhow::Result<Instant> {
+    watch.join().map_err(|_| anyhow!("the watch for {what} panicked"))?.with_context(|| format!("no sign of {what}"))
 }
 
 /// The key that a node enrolled with, and those of its workload: digests of the public keys.
@@ -113,12 +124,15 @@ fn lines(cluster: &Cluster, node: &str, command: &[&str]) -> anyhow::Result<Vec<
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
-/// Nothing of a proxy is left on a node: no process, no listener, and no connection but between loopback addresses or of the daemon.
-fn nothing_is_left(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+fn has_no_proxy(cluster: &Cluster, node: &str) -> bool {
     // A process that has ended stays listed until its daemon, which may be stopped, has taken note.
     let lives = |pid: &i32| ProcessId::of(*pid).is_ok_and(ProcessId::is_alive);
-    let gone = poll::until_true(PATIENCE, || cluster.proxy(node).is_ok_and(|all| !all.iter().any(lives)));
-    ensure!(gone, "the proxy of {node} lives on: {:?}", cluster.proxy(node)?);
+    cluster.proxy(node).is_ok_and(|all| !all.iter().any(lives))
+}
+
+/// Nothing of a proxy is left on a node: no process, no listener, and no connection but between loopback addresses or of the daemon.
+fn nothing_is_left(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+    ensure!(poll::until_true(PATIENCE, || has_no_proxy(cluster, node)), "the proxy of {node} lives on");
     let listeners = lines(cluster, node, &["ss", "-Htln"])?;
     ensure!(listeners.is_empty(), "still listening on {node}: {listeners:?}");
     // A daemon that is stopped cannot close its own session, which carries nothing of anybody's.
@@ -144,7 +158,7 @@ fn r06_a_proxy_whose_daemon_hangs_ends_by_itself_with_every_secret() -> anyhow::
     let loss = Instant::now();
     cluster.rig.daemon("a")?.signal(Signal::SIGSTOP)?;
     let ends = all_end(&mut pulses, loss, LEASE + LEEWAY)?;
-    ensure!(ends.iter().all(|how| how == "reset"), "the application is told by a reset, not {ends:?}");
+    ensure!(ends.iter().all(|(_, how)| how == "reset"), "the application is told by a reset, not {ends:?}");
     // Nobody but the proxy itself can have ended it: its daemon is still stopped.
     nothing_is_left(&cluster, "a")?;
     let dead = proxy.iter().all(|pid| ProcessId::of(*pid).map_or(true, |process| !process.is_alive()));
@@ -157,6 +171,10 @@ fn r06_a_proxy_whose_daemon_hangs_ends_by_itself_with_every_secret() -> anyhow::
 
 #[test]
 fn r06_a_severed_node_keeps_no_flow_no_socket_and_no_secret() -> anyhow::Result<()> {
+    measured(SEVERED_WITHIN, a_severed_node_keeps_nothing)
+}
+
+fn a_severed_node_keeps_nothing(cuts: &mut Cuts) -> anyhow::Result<()> {
     let (cluster, _echo) = up("r06_a_severed_node_keeps_nothing")?;
     let mut pulses = pulses(&cluster)?;
     let (own, workload) = keys_of(&cluster, "a")?;
@@ -167,7 +185,7 @@ fn r06_a_severed_node_keeps_no_flow_no_socket_and_no_secret() -> anyhow::Result<
 
     let command = Instant::now();
     cluster.operator.run(&["node", "revoke", "a", "--reason", "a test"], "")?;
-    all_end(&mut pulses, command, Duration::from_secs(1))?;
+    cuts.add("revoked_node_severed", &spans(&all_end(&mut pulses, command, SEVERED_WITHIN)?));
     nothing_is_left(&cluster, "a")?;
     let tracked = || lines(&cluster, "a", &["cat", "/proc/sys/net/netfilter/nf_conntrack_count"]);
     ensure!(poll::until_true(PATIENCE, || tracked().is_ok_and(|count| count == ["0"])), "{:?}", tracked()?);
@@ -178,59 +196,60 @@ fn r06_a_severed_node_keeps_no_flow_no_socket_and_no_secret() -> anyhow::Result<
     Ok(())
 }
 
-/// A log that can hang like a disk: a pipe that somebody reads, or not.
-struct Disk {
-    reads: Arc<AtomicBool>,
-    ended: Arc<AtomicBool>,
-    reader: Option<thread::JoinHandle<()>>,
-    pipe: PathBuf,
+/// Kills the daemon of `a`, if there is one, and enrols the node anew.
+fn enrol_again(cluster: &mut Cluster, token: &str) -> anyhow::Result<ProcessId> {
+    let daemon = cluster.rig.daemon("a")?;
+    if daemon.is_alive() {
+        daemon.signal(Signal::SIGKILL)?;
+    }
+    let out = poll::until_true(PATIENCE, || cluster.node("a").is_ok_and(|node| node.state != "active"));
+    ensure!(out, "the controller still takes it for active");
+    cluster.rig.give_token("a", token)?;
+    Ok(cluster.rig.start_daemon("a")?)
 }
 
-impl Disk {
-    fn new(pipe: &Path) -> anyhow::Result<Self> {
-        fs::remove_file(pipe)?;
-        nix::unistd::mkfifo(pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
-        let mut file = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(pipe)?;
-        let (reads, ended) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
-        let (reading, over) = (Arc::clone(&reads), Arc::clone(&ended));
-        let reader = thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while !over.load(Ordering::Relaxed) {
-                if !reading.load(Ordering::Relaxed) || file.read(&mut buffer).is_err() {
-                    thread::park_timeout(Duration::from_millis(2));
-                }
-            }
-        });
-        Ok(Self { reads, ended, reader: Some(reader), pipe: pipe.to_owned() })
-    }
-
-    /// From now on, whoever writes waits for ever.
-    fn hang(&self) -> anyhow::Result<()> {
-        self.reads.store(false, Ordering::Relaxed);
-        thread::park_timeout(Duration::from_millis(20));
-        let mut file = OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.pipe)?;
-        for size in [4096, 1] {
-            loop {
-                match file.write(&vec![b'\n'; size]) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error.into()),
-                }
-            }
+#[test]
+fn r06_a_severed_node_stays_out_whatever_is_restarted() -> anyhow::Result<()> {
+    let wanted = Wanted { resources: A_TO_B, bare: &["y"], ..Wanted::default() };
+    let mut cluster = Cluster::up("r06_a_severed_node_stays_out", &wanted)?;
+    let _echo = cluster.serve(Who::Workload("b"), &["echo", "--listen", "[::]:9000"])?;
+    let _bare = cluster.serve(Who::Host("y"), &["echo", "--listen", "[::]:9000"])?;
+    let outside = cluster.addresses("y", 9000)?;
+    // The positive control: a daemon that is killed and gets a new token serves again, and opens its packet filter.
+    let token = cluster.operator.token("a")?.token;
+    let daemon = enrol_again(&mut cluster, &token)?;
+    for (who, addresses) in [(Who::Workload("a"), TARGETS.map(str::to_owned)), (Who::Proxy("a"), outside.clone())] {
+        for to in addresses {
+            ensure!(cluster.comes_to_reach(who, &to)?, "{who:?} does not reach {to} to begin with");
         }
-        Ok(())
     }
-}
+    ensure!(!has_no_proxy(&cluster, "a"), "the search does not see the proxy");
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        if let Some(reader) = self.reader.take() {
-            drop(reader.join());
+    cluster.operator.run(&["node", "revoke", "a", "--reason", "a test"], "")?;
+    ensure!(poll::until_true(PATIENCE, || has_no_proxy(&cluster, "a")), "its proxy lives on");
+    // A proxy that ends by itself is started again within a tenth of a second or two: not this one.
+    ensure!(poll::holds_for(LEASE, || has_no_proxy(&cluster, "a")), "a severed node has started a proxy");
+    ensure!(daemon.is_alive(), "its daemon has ended by itself: then this is not about restarting it");
+
+    for how in ["without a token", "with the token that it has used"] {
+        let daemon = if how == "without a token" {
+            daemon.signal(Signal::SIGKILL)?;
+            cluster.rig.start_daemon("a")?
+        } else {
+            enrol_again(&mut cluster, &token)?
+        };
+        ensure!(poll::holds_for(LEASE, || has_no_proxy(&cluster, "a")), "started {how}, it has started a proxy");
+        ensure!(!daemon.is_alive(), "started {how}, it goes on");
+        let state = cluster.node("a")?.state;
+        ensure!(state != "active", "started {how}, the controller takes it for {state}");
+        for to in TARGETS {
+            ensure!(!cluster.reaches(Who::Workload("a"), to)?, "started {how}, it carries traffic");
         }
-        // What keeps the logs of tests shall not wait for a pipe.
-        drop(fs::remove_file(&self.pipe));
+        for to in &outside {
+            ensure!(!cluster.reaches(Who::Proxy("a"), to)?, "started {how}, its packet filter is open");
+        }
     }
+    Ok(())
 }
 
 /// Makes the daemon of `a` do something: it takes a configuration, and says so in its log.
@@ -249,6 +268,10 @@ fn change(cluster: &Cluster, name: &str, size: usize) -> anyhow::Result<()> {
 
 #[test]
 fn r06_a_daemon_whose_disk_hangs_is_closed_on_time() -> anyhow::Result<()> {
+    measured(LEASE, a_daemon_whose_disk_hangs)
+}
+
+fn a_daemon_whose_disk_hangs(cuts: &mut Cuts) -> anyhow::Result<()> {
     let (mut cluster, _echo) = up("r06_a_daemon_whose_disk_hangs")?;
     cluster.rig.daemon("a")?.signal(Signal::SIGKILL)?;
     let lost = poll::until_true(PATIENCE, || cluster.node("a").is_ok_and(|node| node.state == "lost"));
@@ -256,7 +279,7 @@ fn r06_a_daemon_whose_disk_hangs_is_closed_on_time() -> anyhow::Result<()> {
     let disk = Disk::new(&cluster.rig.state.log("a"))?;
     let token = cluster.operator.token("a")?;
     cluster.rig.give_token("a", &token.token)?;
-    cluster.rig.start_daemon("a")?;
+    let daemon = cluster.rig.start_daemon("a")?;
     ensure!(cluster.comes_to_reach(Who::Workload("a"), TARGETS[0])?, "it does not work to begin with");
     let mut pulses = pulses(&cluster)?;
     // The positive control: with a disk that works, the same change harms nobody.
@@ -264,71 +287,22 @@ fn r06_a_daemon_whose_disk_hangs_is_closed_on_time() -> anyhow::Result<()> {
     all_live(&mut pulses, LEASE + LEEWAY)?;
 
     disk.hang()?;
+    // From the moment it hangs, not from when the operator's command has returned: that may be later.
+    let hangs = watch(move || is_writing(daemon));
     change(&cluster, "hangs", 1)?;
-    let loss = Instant::now();
-    all_end(&mut pulses, loss, LEASE + LEEWAY)?;
+    let loss = seen(hangs, "a daemon that hangs")?;
+    cuts.add("disk_hangs", &spans(&all_end(&mut pulses, loss, LEASE + LEEWAY)?));
     let lost = poll::until_true(PATIENCE, || cluster.node("a").is_ok_and(|node| node.state == "lost"));
     ensure!(lost, "the controller takes it for {}", cluster.node("a")?.state);
     Ok(())
 }
 
-/// A limit on what a process may allocate from now on.
-enum MemoryLimit {
-    /// A cgroup of its own in the memory controller of version 1: beside the cgroup that the packet filter knows it by.
-    Beside(PathBuf),
-    /// Its own cgroup, where there is only version 2.
-    Own(PathBuf),
-}
-
-impl MemoryLimit {
-    fn on(cluster: &Cluster, process: ProcessId, bytes: u64) -> anyhow::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let version1 = mounts.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            (fields.get(2) == Some(&"cgroup") && fields.get(3)?.split(',').any(|option| option == "memory"))
-                .then(|| PathBuf::from(fields[1]))
-        });
-        if let Some(mount) = version1 {
-            let cgroup = mount.join(format!("opencluster-rig-{}", cluster.rig.name()));
-            fs::create_dir_all(&cgroup)?;
-            fs::write(cgroup.join("memory.limit_in_bytes"), bytes.to_string())?;
-            fs::write(cgroup.join("cgroup.procs"), process.pid.to_string())?;
-            return Ok(Self::Beside(cgroup));
-        }
-        let cgroups = opencluster_integration::cgroup::Cgroups::find()?;
-        let path = cluster.rig.cgroup("a", "daemon");
-        let mut above = cgroups.path("");
-        for part in Path::new(&path) {
-            fs::write(above.join("cgroup.subtree_control"), "+memory")?;
-            above.push(part);
-        }
-        fs::write(above.join("memory.max"), bytes.to_string())?;
-        Ok(Self::Own(above))
-    }
-
-    /// Processes that the kernel killed for it.
-    fn kills(&self) -> anyhow::Result<u64> {
-        let text = match self {
-            Self::Beside(cgroup) => fs::read_to_string(cgroup.join("memory.oom_control"))?,
-            Self::Own(cgroup) => fs::read_to_string(cgroup.join("memory.events"))?,
-        };
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).context("no count of kills")?;
-        Ok(count.trim().parse()?)
-    }
-}
-
-impl Drop for MemoryLimit {
-    fn drop(&mut self) {
-        if let Self::Beside(cgroup) = self
-            && !poll::until_true(PATIENCE, || fs::remove_dir(&*cgroup).is_ok())
-        {
-            eprintln!("{} could not be removed", cgroup.display());
-        }
-    }
-}
-
 #[test]
 fn r06_a_daemon_killed_for_want_of_memory_is_closed_on_time() -> anyhow::Result<()> {
+    measured(LEASE, a_daemon_killed_for_want_of_memory)
+}
+
+fn a_daemon_killed_for_want_of_memory(cuts: &mut Cuts) -> anyhow::Result<()> {
     let (cluster, _echo) = up("r06_a_daemon_killed_for_want_of_memory")?;
     let mut pulses = pulses(&cluster)?;
     let daemon = cluster.rig.daemon("a")?;
@@ -338,15 +312,16 @@ fn r06_a_daemon_killed_for_want_of_memory_is_closed_on_time() -> anyhow::Result<
 
     let limit = MemoryLimit::on(&cluster, daemon, 128 * 1024)?;
     ensure!(limit.kills()? == 0, "killed before its time");
+    let killed = watch(move || !daemon.is_alive());
     let mut rounds = 0;
     while daemon.is_alive() {
         rounds += 1;
         ensure!(rounds < 20, "the limit was not felt, so this proves nothing");
         change(&cluster, &format!("bursts{rounds}"), 500)?;
     }
-    let loss = Instant::now();
+    let loss = seen(killed, "the daemon's end")?;
     ensure!(limit.kills()? == 1, "it was not the kernel that ended it for want of memory");
-    all_end(&mut pulses, loss, LEASE + LEEWAY)?;
+    cuts.add("daemon_killed_for_want_of_memory", &spans(&all_end(&mut pulses, loss, LEASE + LEEWAY)?));
     let lost = poll::until_true(PATIENCE, || cluster.node("a").is_ok_and(|node| node.state == "lost"));
     ensure!(lost, "the controller takes it for {}", cluster.node("a")?.state);
     ensure!(!cluster.reaches(Who::Workload("a"), TARGETS[0])?, "it carries traffic without a daemon");
