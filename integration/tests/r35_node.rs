@@ -19,6 +19,8 @@ fn r35_firewall_flushed_by_root_stays_closed_or_comes_back() -> anyhow::Result<(
     ensure!(cluster.comes_to_reach(Who::Workload("a"), "10.88.0.12:9000")?, "it does not work at all");
     let before = cluster.run(Who::Host("a"), &["nft", "-s", "list", "ruleset"])?;
     ensure!(!before.stdout.is_empty(), "there are no rules to flush");
+    let [outside, _] = cluster.addresses("y", 9000)?;
+    ensure!(cluster.reaches(Who::Proxy("a"), &outside)?, "the positive control: there is nobody to reach");
 
     let capture = cluster.capture("a")?;
     for attack in [
@@ -36,7 +38,7 @@ fn r35_firewall_flushed_by_root_stays_closed_or_comes_back() -> anyhow::Result<(
         // Refused or not, what counts is what passes afterwards.
         cluster.run(Who::Host("a"), attack)?;
         for way in ["udp", "tcp", "packet4", "raw-ip"] {
-            let arguments = ["send", way, "--times", "3", "--patience-ms", "200", "--to", "10.88.0.201:9000"];
+            let arguments = ["send", way, "--times", "3", "--patience-ms", "200", "--to", &outside];
             let event = cluster.probe(Who::Host("a"), &[&arguments[..], &["--marker", "MARK-flush-END"]].concat())?;
             ensure!(!matches!(event, Event::Attempted { connected: true, .. }), "open after {attack:?}: {event:?}");
         }
