@@ -26,7 +26,7 @@ const MAX_ENROLMENT: usize = 16 * 1024;
 /// How often a silent connection is asked whether it lives, and how long it has to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Calls that a connection may make together: a node makes one.
+/// Calls that a connection may make together: a node makes one, and one more when it severs itself.
 const STREAMS: u32 = 8;
 
 /// The largest request headers.

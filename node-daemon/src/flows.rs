@@ -2,7 +2,7 @@
 //! packets that never come. (That nothing passes is the packet filter's doing; this is a courtesy on top of it.)
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::{NETFILTER, SOCK_DIAG, SocketAddrNetlink};
@@ -22,19 +22,21 @@ const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const DUMP: u16 = 0x300;
 
-/// Destroys every TCP connection of this network namespace that is not between loopback addresses. Returns how many. One
-/// that cannot be destroyed keeps none of the others: the first error is returned at the end.
-pub(crate) fn reset_all() -> io::Result<usize> {
+/// Destroys every TCP connection of this network namespace that is not between loopback addresses, and that does not lead to one
+/// of `spared`. Returns how many. One that cannot be destroyed keeps none of the others: the first error is returned at the
+/// end.
+pub(crate) fn reset_all(spared: &[SocketAddr]) -> io::Result<usize> {
     let families = [AddressFamily::INET, AddressFamily::INET6];
-    sum_of_all(families.map(|family| reset_family(family.as_raw() as u8)))
+    sum_of_all(families.map(|family| reset_family(family.as_raw() as u8, spared)))
 }
 
-fn reset_family(family: u8) -> io::Result<usize> {
+fn reset_family(family: u8, spared: &[SocketAddr]) -> io::Result<usize> {
     let flags = SocketFlags::CLOEXEC;
     // One for each family: whatever an error left unread is not taken for an answer about the next.
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(SOCK_DIAG))?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    let found = connections(&socket, family)?;
+    let mut found = connections(&socket, family)?;
+    found.retain(|id| !destination(family, id).is_some_and(|to| spared.contains(&to)));
     sum_of_all(found.iter().map(|id| destroy(&socket, family, id).map(usize::from)))
 }
 
@@ -163,15 +165,25 @@ fn error_of(payload: &[u8]) -> io::Error {
     code.map_or_else(|| io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error)
 }
 
+/// Where the two addresses stand in `inet_diag_sockid`, behind the two ports.
+const SOURCE: usize = 4;
+const DESTINATION: usize = 20;
+
 fn between_loopback_addresses(family: u8, id: &[u8; SOCKET_ID]) -> bool {
-    const SOURCE: usize = 4;
-    const DESTINATION: usize = 20;
-    [SOURCE, DESTINATION].into_iter().all(|at| match id[at..].first_chunk::<16>() {
-        Some(bytes) if family == AddressFamily::INET.as_raw() as u8 => {
-            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).is_loopback()
-        }
-        Some(bytes) => IpAddr::from(Ipv6Addr::from(*bytes)).to_canonical().is_loopback(),
-        None => false,
+    [SOURCE, DESTINATION].into_iter().all(|at| address(family, id, at).is_some_and(|address| address.is_loopback()))
+}
+
+fn destination(family: u8, id: &[u8; SOCKET_ID]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(*id.get(2..)?.first_chunk()?);
+    Some(SocketAddr::new(address(family, id, DESTINATION)?, port))
+}
+
+fn address(family: u8, id: &[u8; SOCKET_ID], at: usize) -> Option<IpAddr> {
+    let bytes: [u8; 16] = *id.get(at..)?.first_chunk()?;
+    Some(if family == AddressFamily::INET.as_raw() as u8 {
+        Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+    } else {
+        IpAddr::from(Ipv6Addr::from(bytes)).to_canonical()
     })
 }
 
@@ -207,7 +219,15 @@ mod tests {
         assert!(std::process::Command::new("sh").args(["-c", script]).status().expect("sh").success());
         let [mut four, mut six, mut loopback] =
             ["10.9.9.9:0", "[fd09::9]:0", "127.0.0.1:0"].map(|address| pair(address.parse().expect("address")));
-        assert_eq!(reset_all().expect("reset"), 2, "one end of each resets the other");
+        let ends = |(client, _): &(TcpStream, TcpStream)| {
+            [client.peer_addr().expect("address"), client.local_addr().expect("address")]
+        };
+        let spared = [ends(&four), ends(&six)].concat();
+        assert_eq!(reset_all(&spared).expect("reset"), 0);
+        for (client, _server) in [&mut four, &mut six] {
+            assert_eq!(client.read(&mut [0]).expect_err("nothing to read").kind(), io::ErrorKind::WouldBlock, "spared");
+        }
+        assert_eq!(reset_all(&[]).expect("reset"), 2, "one end of each resets the other");
         for (client, _server) in [&mut four, &mut six] {
             let error = client.read(&mut [0]).expect_err("ended");
             let ended = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
@@ -215,7 +235,7 @@ mod tests {
         }
         let error = loopback.0.read(&mut [0]).expect_err("nothing to read");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "the positive control");
-        assert_eq!(reset_all().expect("reset"), 0);
+        assert_eq!(reset_all(&[]).expect("reset"), 0);
     }
 
     #[test]

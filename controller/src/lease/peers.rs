@@ -112,6 +112,9 @@ pub(super) struct Peer {
     pub(super) key: Sha256Digest,
     /// The key of the certificate that it got since: the first session with it makes it the only one.
     pub(super) next_key: Option<Sha256Digest>,
+    /// The one before: its certificate may still be valid, but it opens no session. (Those before it have ended: each is replaced
+    /// when half of its life is over, or later.)
+    pub(super) last_key: Option<Sha256Digest>,
     pub(super) lease: PeerLease,
     /// CLOCK_BOOTTIME of the enrolment.
     pub(super) began: Nanos,
@@ -161,6 +164,11 @@ impl Peer {
     /// Whether that is its life.
     pub(super) fn lives(&self, life: &Life) -> bool {
         self.enrolment == life.enrolment
+    }
+
+    /// Whether a certificate of this enrolment that may still be valid is for this key.
+    pub(super) fn holds(&self, key: &Sha256Digest) -> bool {
+        [Some(&self.key), self.next_key.as_ref(), self.last_key.as_ref()].contains(&Some(key))
     }
 
     pub(super) fn check_in_force(&self) -> Result<(), Refused> {

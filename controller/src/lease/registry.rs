@@ -94,6 +94,7 @@ impl Registry {
             enrolment: id,
             key,
             next_key: None,
+            last_key: None,
             lease,
             began: now.boottime,
             cordoned: false,
@@ -122,7 +123,7 @@ impl Registry {
         let peer = peers.by_name.get_mut(node).ok_or(Refused::NotEnrolled)?;
         peer.check_in_force()?;
         if peer.next_key.as_ref() == Some(key) {
-            peer.key = *key;
+            peer.last_key = Some(std::mem::replace(&mut peer.key, *key));
             peer.next_key = None;
         } else if peer.key != *key {
             return Err(Refused::OtherKey);
@@ -197,13 +198,39 @@ impl Registry {
         Ok(self.take_note(peers, outcome, now))
     }
 
-    /// A node found out itself that it must not go on.
-    pub fn found(&self, node: &str, session: SessionId, reason: Reason, now: Clocks) -> Result<Outcome, Refused> {
+    /// A holder of one of the node's keys found out that it must not go on. `Err` in the answer: it was over before, for that
+    /// reason. Not asked is whether it has the session: a copy of the node says the truth about both, and so does one that was
+    /// restored from before a rotation.
+    pub fn found(
+        &self,
+        node: &str,
+        key: &Sha256Digest,
+        reason: Reason,
+        now: Clocks,
+    ) -> Result<Result<(Ended, Recorded), Reason>, Refused> {
         let mut peers = self.peers();
-        let peer = peers.of_session(node, session)?;
+        let peer = peers.by_name.get_mut(node).ok_or(Refused::NotEnrolled)?;
+        if !peer.holds(key) {
+            return Err(Refused::OtherKey);
+        }
         let actions = peer.lease.step(PeerEvent::Found(reason));
-        let outcome = peer.outcome(node, actions, now);
-        Ok(self.take_note(peers, outcome, now))
+        let found = match peer.outcome(node, actions, now) {
+            Outcome::Sever(ended) => {
+                let recorded = peers.ended(ended.clone(), now);
+                self.another.notify_one();
+                Ok((ended, recorded))
+            }
+            _ => match peer.lease.state() {
+                PeerState::Lost(before) | PeerState::Compromised(before) | PeerState::Retired(before) => {
+                    Err(before.clone())
+                }
+                // Whatever is found ends an enrolment that is in force.
+                PeerState::Enrolled | PeerState::Active { .. } => return Err(Refused::NotEnrolled),
+            },
+        };
+        drop(peers);
+        self.note_progress();
+        Ok(found)
     }
 
     /// What follows from an outcome for everybody else.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opencluster_api::control::control_server::Control;
-use opencluster_api::control::{ControllerMessage, NodeMessage};
+use opencluster_api::control::{ControllerMessage, Finding, NodeMessage, Sever};
 use opencluster_identity::Subject;
+use opencluster_identity::verify::PeerVerified;
+use opencluster_policy::lease::Reason;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::clocks;
 use super::ends::HeldUp;
 use super::registry::Registry;
-use super::session::{Session, severed};
+use super::session::{Session, cut, severed};
 use crate::ca::Authority;
 use crate::grpc::HangUp;
 use crate::listen::{Peer, shutting_down};
@@ -45,11 +47,8 @@ impl Control for ControlService {
 
     async fn session(&self, request: Request<Streaming<NodeMessage>>) -> Result<Response<Self::SessionStream>, Status> {
         let hang_up = request.extensions().get::<HangUp>().cloned().unwrap_or_default();
-        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
-        let identity = identity.ok_or_else(|| Status::unauthenticated("a session needs the node's certificate"))?;
-        let Subject::Node { name } = identity.id().subject() else {
-            return Err(Status::permission_denied(format!("{} is not a node", identity.id())));
-        };
+        let identity = verified(&request)?;
+        let name = node(&identity)?;
         let (id, enrolment, ended) = self.registry.open_session(name, identity.spki_sha256()).map_err(|refused| {
             tracing::warn!(event = "session.refused", node = name, reason = %refused, "a session was refused");
             Status::permission_denied(refused.to_string())
@@ -67,6 +66,44 @@ impl Control for ControlService {
         };
         tokio::spawn(session.run(request.into_inner(), ended));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn report(&self, request: Request<Finding>) -> Result<Response<Sever>, Status> {
+        let identity = verified(&request)?;
+        let name = node(&identity)?;
+        let Finding { code, detail } = request.into_inner();
+        let reason = Reason::from_code(&code, &detail).unwrap_or_else(|| {
+            // It is newer than this controller: what it says of itself counts all the same.
+            Reason::Revoked(format!("the node reported {}: {}", cut(&code), cut(&detail)))
+        });
+        let found = self.registry.found(name, identity.spki_sha256(), reason, clocks()).map_err(|refused| {
+            tracing::warn!(event = "report.refused", node = name, reason = %refused, "what a node found was refused");
+            Status::permission_denied(refused.to_string())
+        })?;
+        let reason = match found {
+            Ok((ended, recorded)) => {
+                severed(&ended);
+                // Stored before it is answered. What cannot be stored now is tried again; the node is out in any case.
+                recorded.await.map_err(|_| Status::internal("see the controller's log"))?;
+                ended.reason.to_string()
+            }
+            Err(before) => before.to_string(),
+        };
+        Ok(Response::new(Sever { reason }))
+    }
+}
+
+/// Whose certificate the connection showed.
+fn verified<T>(request: &Request<T>) -> Result<PeerVerified, Status> {
+    let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
+    identity.ok_or_else(|| Status::unauthenticated("this needs the node's certificate"))
+}
+
+/// Its name, if it is a node.
+fn node(identity: &PeerVerified) -> Result<&str, Status> {
+    match identity.id().subject() {
+        Subject::Node { name } => Ok(name),
+        _ => Err(Status::permission_denied(format!("{} is not a node", identity.id()))),
     }
 }
 

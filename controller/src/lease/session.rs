@@ -13,7 +13,7 @@ use opencluster_api::control::{
 };
 use opencluster_identity::digest::Sha256Digest;
 use opencluster_identity::{SpiffeId, UnixTime};
-use opencluster_policy::lease::{Nonce, Reason};
+use opencluster_policy::lease::Nonce;
 use opencluster_policy::resource::{Key, Resource};
 use opencluster_policy::snapshot::Snapshot;
 use serde_json::json;
@@ -204,13 +204,6 @@ impl Session {
             }
             Up::Acknowledgement(applied) => {
                 self.answer(registry.acknowledged(&self.node, self.id, applied, clocks(), nonce()?)).await?;
-            }
-            Up::Finding(finding) => {
-                let reason = Reason::from_code(&finding.code, &finding.detail).unwrap_or_else(|| {
-                    // It is newer than this controller: what it says of itself counts all the same.
-                    Reason::Revoked(format!("the node reported {}: {}", cut(&finding.code), cut(&finding.detail)))
-                });
-                self.answer(registry.found(&self.node, self.id, reason, clocks())).await?;
             }
             Up::CertificateRequest(request) => {
                 let answer = async {
@@ -405,7 +398,7 @@ fn message(message: Down) -> ControllerMessage {
 }
 
 /// At most [`EVENT_TEXT`] bytes of it.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(EVENT_TEXT)].to_owned()
 }
 

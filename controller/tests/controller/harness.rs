@@ -314,9 +314,14 @@ impl Cluster {
     }
 
     pub(crate) async fn session(&self, node: &TestNode) -> Result<Session, Status> {
+        open(self.channel(node).await?).await
+    }
+
+    /// A new connection with the node's certificate.
+    pub(crate) async fn channel(&self, node: &TestNode) -> Result<Channel, Status> {
         let config = tls::client_config(&node.svids, &node.id, &self.trust(), ExpectedPeer::AnyController, &[b"h2"])
             .expect("client configuration");
-        open(channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))?).await
+        channel(self.nodes(), config).await.map_err(|error| Status::unavailable(error.to_string()))
     }
 }
 
@@ -380,14 +385,24 @@ async fn channel(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Chann
 
 async fn open(channel: Channel) -> Result<Session, Status> {
     let (up, queue) = mpsc::channel(16);
-    let mut client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_TO_NODE);
+    let mut client = ControlClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_TO_NODE);
     let down = client.session(ReceiverStream::new(queue)).await?.into_inner();
-    Ok(Session { up, down })
+    Ok(Session { up, down, channel })
+}
+
+/// Says what a node found out about itself: the controller's answer.
+pub(crate) async fn report(channel: Channel, finding: control::Finding) -> Result<String, Status> {
+    Ok(ControlClient::new(channel).report(finding).await?.into_inner().reason)
+}
+
+/// A connection without a certificate.
+pub(crate) async fn anonymous_channel(cluster: &Cluster) -> Channel {
+    let config = tls::anonymous_client_config(&cluster.trust(), ExpectedPeer::AnyController, &[b"h2"])
+        .expect("client configuration");
+    channel(cluster.nodes(), config).await.expect("connected")
 }
 
 /// A session without a certificate.
 pub(crate) async fn anonymous_session(cluster: &Cluster) -> Result<Session, Status> {
-    let config = tls::anonymous_client_config(&cluster.trust(), ExpectedPeer::AnyController, &[b"h2"])
-        .expect("client configuration");
-    open(channel(cluster.nodes(), config).await.expect("connected")).await
+    open(anonymous_channel(cluster).await).await
 }

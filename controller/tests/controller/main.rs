@@ -3,6 +3,7 @@
 mod api;
 mod ends;
 mod enrolment;
+mod finding;
 mod harness;
 mod limits;
 mod program;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use opencluster_api::control::controller_message::Message as Down;
 use opencluster_api::control::node_message::Message as Up;
-use opencluster_api::control::{Acknowledgement, Finding, NodeEvent};
+use opencluster_api::control::{Acknowledgement, NodeEvent};
 use opencluster_identity::key::PrivateKey;
 use opencluster_identity::svid::SvidStore;
 use tonic::Code;
@@ -14,7 +14,7 @@ use crate::harness::{Cluster, PATIENCE, Session, TestNode, anonymous_session, no
 /// A short lease, so that tests of its end are short.
 const SHORT: &str = "lease_ms: 800\nheartbeat_ms: 100\n";
 
-async fn active(cluster: &Cluster, name: &str) -> (TestNode, Session) {
+pub(crate) async fn active(cluster: &Cluster, name: &str) -> (TestNode, Session) {
     let mut node = cluster.enrol(name).await;
     let mut session = cluster.session(&node).await.expect("session");
     node.beat(&mut session).await;
@@ -447,21 +447,4 @@ async fn r06_no_grant_for_a_node_that_does_not_apply_a_revocation() {
     let grant = session.grant().await;
     node.granted(&grant);
     assert_eq!(cluster.node_status("a").await["state"], "active");
-}
-
-#[tokio::test]
-async fn r13_what_a_node_finds_out_about_itself_ends_its_enrolment() {
-    let cluster = Cluster::with_resources("").await;
-    let (_node, mut session) = active(&cluster, "a").await;
-    let finding = Finding { code: "generation-changed".into(), detail: String::new() };
-    session.send(Up::Finding(finding)).await;
-    let reason = session.end().await.expect("told why");
-    assert!(reason.contains("snapshot"), "{reason}");
-    assert!(cluster.until_state("a", "compromised").await["reason"].as_str().is_some_and(|kept| kept == reason));
-
-    let (_node, mut session) = active(&cluster, "b").await;
-    let unknown = Finding { code: "of-a-later-version".into(), detail: "who knows".into() };
-    session.send(Up::Finding(unknown)).await;
-    assert!(session.end().await.expect("told why").contains("who knows"), "what is not understood counts all the same");
-    cluster.until_state("b", "compromised").await;
 }

@@ -10,7 +10,6 @@ use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::trust::Trust;
 use opencluster_identity::{CertificateDer, SpiffeId, UnixTime};
 use opencluster_policy::lease::{NodeAction, NodeEvent, NodeLease, Reason};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::captures::Captures;
@@ -21,15 +20,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::firewall::policy::{Posture, Serving};
 use crate::firewall::{self, Firewall};
-use crate::flows;
+use crate::heartbeat::finding::Reporting;
 use crate::heartbeat::generation::Watching;
 use crate::heartbeat::host::{HostIdentity, Measured};
 use crate::heartbeat::message::{self, Report};
-use crate::heartbeat::{Session, SessionEvent};
+use crate::heartbeat::{Controller, Session, SessionEvent};
 use crate::supervise::Supervisor;
-
-/// What a severed proxy gets to reset its flows and forget its keys before it is killed, and a finding to leave the host.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// How long to wait before what failed is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -43,13 +39,15 @@ pub(super) struct Core {
     pub(super) measured: Measured,
     pub(super) id: SpiffeId,
     pub(super) lease: NodeLease,
+    /// How long a lease is.
+    pub(super) lease_span: Duration,
     pub(super) svids: SvidStore,
     pub(super) trust: Trust,
     pub(super) firewall: Firewall,
     /// The posture without what the configuration adds.
     pub(super) base: Serving,
     pub(super) session: Option<Session>,
-    pub(super) controller: Option<(std::net::SocketAddr, mpsc::Sender<NodeMessage>)>,
+    pub(super) controller: Option<Controller>,
     pub(super) resources: Resources,
     pub(super) captures: Captures,
     pub(super) requests: Requests,
@@ -67,6 +65,10 @@ pub(super) struct Core {
     pub(super) unsent: std::collections::VecDeque<control::NodeEvent>,
     pub(super) rotate_at: Instant,
     pub(super) kill_proxy_at: Option<Instant>,
+    /// What the controller must hear of when this node severs itself.
+    pub(super) finding: Option<Reason>,
+    /// On its way.
+    pub(super) reporting: Option<Reporting>,
     pub(super) life: Life,
     pub(super) severed: Option<Reason>,
 }
@@ -125,7 +127,7 @@ impl Core {
             match action {
                 NodeAction::Send(heartbeat) => self.send_heartbeat(&heartbeat),
                 NodeAction::Renew { deadline } => self.renew(deadline).await,
-                NodeAction::Report(reason) => self.confess(&reason).await,
+                NodeAction::Report(reason) => self.finding = Some(reason),
                 NodeAction::Sever(reason) => self.sever(reason).await,
             }
         }
@@ -146,19 +148,6 @@ impl Core {
     pub(super) async fn generation_changed(&mut self, why: &str) {
         tracing::error!(why, "the hypervisor changed this machine's generation");
         self.step(NodeEvent::Found(Reason::GenerationChanged)).await;
-    }
-
-    /// Ends the lease at once, and lets the controller know why while there is still a way to it.
-    async fn confess(&mut self, reason: &Reason) {
-        if let Err(error) = self.firewall.renew(0).await {
-            tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
-        }
-        if self.controller.is_some() {
-            let finding = control::Finding { code: reason.code().to_owned(), detail: reason.to_string() };
-            self.send(node_message::Message::Finding(finding));
-            // The session ends with what is left in it.
-            tokio::time::sleep(LAST_WORDS).await;
-        }
     }
 
     fn send_heartbeat(&mut self, heartbeat: &opencluster_policy::lease::Heartbeat) {
@@ -200,40 +189,18 @@ impl Core {
         }
     }
 
-    /// Terminal. In order of what matters most: the kernel, the proxy, our keys, the session.
-    pub(super) async fn sever(&mut self, reason: Reason) {
-        if self.severed.is_some() {
+    pub(super) async fn session_event(&mut self, event: SessionEvent) {
+        if let SessionEvent::Told(told) = event {
+            self.told(told).await;
             return;
         }
-        tracing::error!(?reason, "SEVERED: everything is dropped until this node is wiped and enrolled again");
-        self.severed = Some(reason.clone());
-        self.close().await;
-        let verdict = control::Sever { reason: reason.to_string() };
-        self.tell_proxy(to_proxy::Message::Sever(verdict), vec![]);
-        self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
-        match flows::reset_all() {
-            Ok(count) => tracing::info!(count, "connections were reset"),
-            Err(error) => tracing::error!(%error, "not every connection could be reset: those see nothing but silence"),
-        }
-        if let Err(error) = flows::forget_tracked() {
-            // They lead nowhere: the rules that would ask for them are gone.
-            tracing::warn!(%error, "tracked connections could not be forgotten");
-        }
-        self.svids.clear();
-        self.requests.clear();
-        self.session = None;
-        self.controller = None;
-        self.outstanding = None;
-    }
-
-    pub(super) async fn session_event(&mut self, event: SessionEvent) {
         if self.severed.is_some() {
             return;
         }
         match event {
-            SessionEvent::Connected(address, sender) => {
-                tracing::info!(%address, "controller: connected");
-                self.controller = Some((address, sender));
+            SessionEvent::Connected(controller) => {
+                tracing::info!(address = %controller.address, "controller: connected");
+                self.controller = Some(controller);
                 self.step(NodeEvent::Connected(clock::now())).await;
                 let open: Vec<_> = self.requests.open().cloned().collect();
                 for request in open {
@@ -250,6 +217,7 @@ impl Core {
                 self.controller = None;
             }
             SessionEvent::Message(message) => self.controller_message(*message).await,
+            SessionEvent::Told(_) => {}
         }
     }
 
@@ -475,9 +443,9 @@ impl Core {
 
     /// To the controller, if there is one. Heartbeats and requests are sent again by their owners when there is not.
     pub(super) fn send(&mut self, message: node_message::Message) {
-        let Some((address, sender)) = &self.controller else { return };
-        if let Err(error) = sender.try_send(NodeMessage { message: Some(message) }) {
-            tracing::warn!(%address, %error, "controller: cannot send");
+        let Some(controller) = &self.controller else { return };
+        if let Err(error) = controller.sender.try_send(NodeMessage { message: Some(message) }) {
+            tracing::warn!(address = %controller.address, %error, "controller: cannot send");
             self.controller = None;
             if let Some(session) = &self.session {
                 session.renew();

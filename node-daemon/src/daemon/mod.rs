@@ -1,13 +1,13 @@
 //! `opencluster-node serve`: everything comes together here.
 
 mod captures;
-mod closing;
 mod core;
 mod life;
 mod proxy;
 mod queries;
 mod requests;
 mod resources;
+mod severance;
 
 use std::path::Path;
 use std::time::Duration;
@@ -206,11 +206,10 @@ fn assemble(
     let rotate_at = Instant::now() + svid.rotate_in(UnixTime::now());
     svids.install(svid);
     let tls = tls::client_config(&svids, &id, &trust, ExpectedPeer::AnyController, transport::ALPN)?;
-    // A controller answers every heartbeat: three without an answer, and another one is tried.
-    let silence = Duration::from_nanos((timing.heartbeat * 3).min(timing.lease / 2));
     Ok(Core {
         lease: NodeLease::enrolled(nonce, timing, measured.host(), clock::now()),
-        session: Some(Session::start(controllers, tls, silence, session_events)),
+        lease_span: Duration::from_nanos(timing.lease),
+        session: Some(Session::start(controllers, tls, &timing, session_events)),
         controller: None,
         resources: Resources::new(&config.node, trust.domain()),
         captures: Captures::new(tree),
@@ -225,6 +224,8 @@ fn assemble(
         firewall_repairs: 0,
         unsent: std::collections::VecDeque::new(),
         kill_proxy_at: None,
+        finding: None,
+        reporting: None,
         life: Life::begin(max_age, drain),
         severed: None,
         config,
@@ -267,6 +268,7 @@ impl Core {
     /// An orderly end: what is in force is 'nothing'.
     async fn stop(&mut self) {
         self.session = None;
+        self.reporting = None;
         self.supervisor.retire();
         if let Err(error) = self.firewall.renew(0).await {
             tracing::error!(%error, "the lease could not be ended at once: it ends by itself");

@@ -104,7 +104,7 @@ impl Core {
             state: state.to_owned(),
             reason,
             lease_remaining_ms: deadline.saturating_sub(clock::boottime()) / 1_000_000,
-            controller: self.controller.as_ref().map(|(address, _)| address.to_string()),
+            controller: self.controller.as_ref().map(|controller| controller.address.to_string()),
             firewall_applied: self.firewall_applied,
             firewall_repairs: self.firewall_repairs,
             generation_watched: self.watching.is_on(),

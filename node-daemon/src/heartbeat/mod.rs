@@ -1,5 +1,6 @@
 //! The session with the controller: one gRPC stream, whichever controller answers, for as long as the node lives.
 
+pub(crate) mod finding;
 pub(crate) mod generation;
 pub(crate) mod host;
 pub(crate) mod message;
@@ -10,12 +11,15 @@ use std::time::Duration;
 
 use opencluster_api::control::control_client::ControlClient;
 use opencluster_api::control::{ControllerMessage, NodeMessage};
+use opencluster_policy::lease::Timing;
 use rand::Rng;
 use rustls::ClientConfig;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
+use self::finding::Untold;
 use crate::transport::{self, TransportError};
 
 /// A snapshot of a large cluster fits.
@@ -27,12 +31,24 @@ const QUEUE: usize = 1024;
 /// What happens to the session.
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
-    /// There is a controller: send here.
-    Connected(SocketAddr, mpsc::Sender<NodeMessage>),
+    /// There is a controller.
+    Connected(Controller),
     /// It said something.
     Message(Box<ControllerMessage>),
     /// It is gone; another is being tried.
     Lost(String),
+    /// What [`Session::report`] came to: the controller's answer.
+    Told(Result<String, Untold>),
+}
+
+/// The controller that the session is with.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) address: SocketAddr,
+    /// Into the session.
+    pub(crate) sender: mpsc::Sender<NodeMessage>,
+    /// Beside the session, on its connection.
+    pub(crate) client: ControlClient<Channel>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,19 +70,24 @@ enum SessionError {
 pub(crate) struct Session {
     task: JoinHandle<()>,
     renew: Arc<Notify>,
+    controllers: Vec<SocketAddr>,
+    tls: Arc<ClientConfig>,
+    events: mpsc::Sender<SessionEvent>,
 }
 
 impl Session {
-    /// `silence` is how long a controller may say nothing (it answers every heartbeat) before another one is tried.
+    /// Connects, to one after the other.
     pub(crate) fn start(
         controllers: Vec<SocketAddr>,
         tls: Arc<ClientConfig>,
-        silence: Duration,
+        timing: &Timing,
         events: mpsc::Sender<SessionEvent>,
     ) -> Self {
+        // A controller answers every heartbeat: three without an answer, and another one is tried.
+        let silence = Duration::from_nanos((timing.heartbeat * 3).min(timing.lease / 2));
         let renew = Arc::new(Notify::new());
-        let keeper = Keeper { tls, silence, events, renew: Arc::clone(&renew) };
-        Self { task: tokio::spawn(keeper.run(controllers)), renew }
+        let keeper = Keeper { tls: Arc::clone(&tls), silence, events: events.clone(), renew: Arc::clone(&renew) };
+        Self { task: tokio::spawn(keeper.run(controllers.clone())), renew, controllers, tls, events }
     }
 
     /// Connects anew: to show a new certificate, or to get a snapshot of the configuration.
@@ -121,7 +142,8 @@ impl Keeper {
         let (sender, outgoing) = mpsc::channel(QUEUE);
         let gone = |_| SessionError::Ended(address);
         // The controller may wait for the first heartbeat before it answers.
-        self.events.send(SessionEvent::Connected(address, sender)).await.map_err(gone)?;
+        let controller = Controller { address, sender, client: client.clone() };
+        self.events.send(SessionEvent::Connected(controller)).await.map_err(gone)?;
         let silent = |_| SessionError::Silent { address, silence: self.silence };
         let mut incoming = tokio::time::timeout(self.silence, client.session(ReceiverStream::new(outgoing)))
             .await

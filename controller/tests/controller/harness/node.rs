@@ -10,9 +10,10 @@ use opencluster_identity::svid::{Svid, SvidStore};
 use opencluster_identity::{CertificateDer, SpiffeId};
 use opencluster_policy::lease::{Clocks, Grant, Host, NodeAction, NodeEvent, NodeLease, Timing};
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::{PATIENCE, node_id};
+use super::{PATIENCE, node_id, report};
 
 /// What a node holds.
 pub(crate) struct TestNode {
@@ -87,9 +88,15 @@ pub(crate) fn svid(id: &SpiffeId, chain: Vec<Vec<u8>>, key: PrivateKey) -> Svid 
 pub(crate) struct Session {
     pub(crate) up: mpsc::Sender<NodeMessage>,
     pub(crate) down: Streaming<ControllerMessage>,
+    pub(super) channel: Channel,
 }
 
 impl Session {
+    /// Says on the session's connection what the node found out about itself: the controller's answer.
+    pub(crate) async fn report(&self, finding: control::Finding) -> Result<String, Status> {
+        report(self.channel.clone(), finding).await
+    }
+
     pub(crate) async fn send(&self, message: Up) {
         self.up.send(NodeMessage { message: Some(message) }).await.expect("the session is open");
     }

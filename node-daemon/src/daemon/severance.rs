@@ -1,0 +1,106 @@
+//! Severance: what a node lets go of, and in which order. Terminal until it is wiped and enrolled again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use opencluster_api::control;
+use opencluster_api::local::to_proxy;
+use opencluster_policy::lease::Reason;
+use tokio::time::Instant;
+
+use super::core::{Core, RETRY};
+use crate::firewall::policy::Posture;
+use crate::flows;
+use crate::heartbeat::finding::Untold;
+
+/// What a severed proxy gets to reset its flows and forget its keys before it is killed.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+impl Core {
+    /// In order of what matters most: the kernel, the proxy, everybody's flows, our keys, the session. If the controller must
+    /// hear why, then the node's own key and the way to the controllers are kept until it has, but no longer than a lease;
+    /// everything else goes at once.
+    pub(super) async fn sever(&mut self, reason: Reason) {
+        if self.severed.is_some() {
+            return;
+        }
+        tracing::error!(?reason, "SEVERED: everything is dropped until this node is wiped and enrolled again");
+        self.severed = Some(reason.clone());
+        let finding = self.finding.take();
+        if finding.is_some() {
+            self.close_but_for_controllers().await;
+        } else {
+            self.close().await;
+        }
+        let verdict = control::Sever { reason: reason.to_string() };
+        self.tell_proxy(to_proxy::Message::Sever(verdict), vec![]);
+        self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
+        self.requests.clear();
+        self.outstanding = None;
+        match (finding, self.session.take()) {
+            (Some(found), Some(session)) => {
+                reset_flows(&self.base.controllers.iter().copied().collect::<Vec<_>>());
+                let finding = control::Finding { code: found.code().to_owned(), detail: found.to_string() };
+                let connected = self.controller.take().map(|controller| controller.client);
+                self.reporting = Some(session.report(connected, finding, self.lease_span));
+            }
+            (_, session) => {
+                drop(session);
+                self.let_go().await;
+            }
+        }
+    }
+
+    /// What became of the report.
+    pub(super) async fn told(&mut self, told: Result<String, Untold>) {
+        if self.reporting.take().is_none() {
+            return;
+        }
+        match told {
+            Ok(reason) => tracing::info!(reason, "the controller knows why this node severed itself"),
+            Err(untold) => tracing::error!(%untold, "the controller was not told why this node severed itself"),
+        }
+        self.close().await;
+        self.let_go().await;
+    }
+
+    /// Nothing is carried any more, and nobody is served; what is left is what an enrolled node may do before its first lease.
+    async fn close_but_for_controllers(&mut self) {
+        if let Err(error) = self.firewall.renew(0).await {
+            tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
+        }
+        if let Err(error) = self.firewall.apply(Posture::Serving(self.base.clone())).await {
+            tracing::error!(%error, "the packet filter could not be closed but for the controllers: it is closed to them, too");
+            self.close().await;
+        }
+    }
+
+    /// Closes the packet filter for good. What cannot be closed now is tried again until it is: meanwhile nobody renews the lease.
+    pub(super) async fn close(&mut self) {
+        let closed = self.firewall.apply(Posture::Closed).await;
+        if let Err(error) = &closed {
+            tracing::error!(%error, "the packet filter could not be closed at once; trying again");
+        }
+        self.firewall_applied = closed.is_ok();
+        self.firewall_retry = closed.is_err().then(|| Instant::now() + RETRY);
+    }
+
+    /// The rest: what the way to the controllers was kept with.
+    async fn let_go(&mut self) {
+        reset_flows(&[]);
+        if let Err(error) = flows::forget_tracked() {
+            // They lead nowhere: the rules that would ask for them are gone.
+            tracing::warn!(%error, "tracked connections could not be forgotten");
+        }
+        self.svids.clear();
+        self.controller = None;
+    }
+}
+
+/// All but those with these.
+fn reset_flows(spared: &[SocketAddr]) {
+    match flows::reset_all(spared) {
+        Ok(count) => tracing::info!(count, "connections were reset"),
+        Err(error) => tracing::error!(%error, "not every connection could be reset: those see nothing but silence"),
+    }
+}
