@@ -300,6 +300,8 @@ pub struct Probe {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<(Instant, String)>,
+    /// Lines that were read on the way to another one.
+    passed_over: VecDeque<(Instant, String)>,
     what: String,
 }
 
@@ -325,13 +327,13 @@ impl Probe {
             }
         });
         let stdin = child.stdin.take();
-        Ok(Self { child, stdin, lines, what })
+        Ok(Self { child, stdin, lines, passed_over: VecDeque::new(), what })
     }
 
     /// The next event, and when it was told.
     pub fn event(&mut self, limit: Duration) -> anyhow::Result<(Instant, Event)> {
-        match self.lines.recv_timeout(limit) {
-            Ok((at, line)) => Ok((at, serde_json::from_str(&line).with_context(|| format!("not an event: {line}"))?)),
+        match self.passed_over.pop_front().map_or_else(|| self.lines.recv_timeout(limit), Ok) {
+            Ok((at, line)) => Ok((at, parse(&line)?)),
             Err(RecvTimeoutError::Timeout) => bail!("{}: nothing within {limit:?}", self.what),
             Err(RecvTimeoutError::Disconnected) => {
                 let status = poll::until(PATIENCE, || self.child.try_wait().transpose());
@@ -342,6 +344,9 @@ impl Probe {
 
     /// No event for so long.
     pub fn is_quiet_for(&mut self, span: Duration) -> anyhow::Result<bool> {
+        if !self.passed_over.is_empty() {
+            return Ok(false);
+        }
         match self.lines.recv_timeout(span) {
             Err(RecvTimeoutError::Timeout) => Ok(true),
             Ok(_) => Ok(false),
@@ -377,9 +382,24 @@ impl Probe {
         }
     }
 
+    /// Asks a pulse how many echoes have come back, on all of its connections together.
+    pub fn echoes(&mut self) -> anyhow::Result<u64> {
+        self.stdin.as_mut().context("no stdin")?.write_all(b"\n")?;
+        loop {
+            let (at, line) = self
+                .lines
+                .recv_timeout(PATIENCE)
+                .with_context(|| format!("{}: it does not say how many echoes there were", self.what))?;
+            match parse(&line)? {
+                Event::Echoes { count } => return Ok(count),
+                _ => self.passed_over.push_back((at, line)),
+            }
+        }
+    }
+
     /// What was told and not read yet.
     pub fn told(&mut self) -> anyhow::Result<VecDeque<Event>> {
-        self.lines.try_iter().map(|(_, line)| Ok(serde_json::from_str(&line)?)).collect()
+        self.passed_over.drain(..).chain(self.lines.try_iter()).map(|(_, line)| parse(&line)).collect()
     }
 
     /// Ends it.
@@ -388,6 +408,10 @@ impl Probe {
         self.child.wait()?;
         Ok(())
     }
+}
+
+fn parse(line: &str) -> anyhow::Result<Event> {
+    serde_json::from_str(line).with_context(|| format!("not an event: {line}"))
 }
 
 impl Drop for Probe {

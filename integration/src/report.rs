@@ -47,6 +47,11 @@ pub enum Event {
         /// Echoes on this connection.
         echoes: u64,
     },
+    /// `pulse`: asked for by a line on standard input.
+    Echoes {
+        /// All that came back so far, on every connection.
+        count: u64,
+    },
     /// `churn`: all flows have ended.
     Churned {
         /// How many there were.

@@ -1,6 +1,7 @@
 //! R13, R23, R06: nodes that are virtual machines, and what can be done to machines from outside: stopped, rolled back,
 //! copied, moved. `docs/vm-rig.md` has the table of what these tests found.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -17,6 +18,9 @@ use opencluster_integration::vm::trial::{self, Field, Outcome, Resumed};
 const SOON: Duration = Duration::from_secs(2);
 
 const LEASE: Duration = Duration::from_secs(3);
+
+/// Echoes that may still arrive while a verdict is on its way to the other end: half a second's worth.
+const CUT: u64 = 50;
 
 /// Without anything that a hypervisor offers.
 const PLAIN: trial::Kind = trial::Kind { generation_id: false, snapshots: false };
@@ -94,6 +98,8 @@ fn r13_a_stopped_hypervisor_costs_the_lease() -> anyhow::Result<()> {
     record(&field, "hypervisor_stopped", &[outcome])
 }
 
+/// In place, as `virsh snapshot-revert` does it. Taking such a snapshot stops the machine for longer than is forgiven, so that the
+/// verdict is there before it runs again, and it does not know: what can it still do?
 #[test]
 fn r13_a_machine_that_is_rolled_back_is_found_out() -> anyhow::Result<()> {
     if trial::skipped() {
@@ -115,6 +121,37 @@ fn r13_a_machine_that_is_rolled_back_is_found_out() -> anyhow::Result<()> {
     record(&field, "machines_rolled_back", &[outcome])
 }
 
+/// The machine goes back in time and was never stopped: nothing but what it says shows it. Only it runs afterwards.
+#[test]
+fn r13_a_machine_that_goes_back_in_time_is_found_out() -> anyhow::Result<()> {
+    if trial::skipped() {
+        return Ok(());
+    }
+    let mut field = Field::up("r13_a_machine_that_goes_back_in_time_is_found_out")?;
+    let mut outcomes = Vec::new();
+    for (kind, how, by) in [(PLAIN, "without", &["old nonce", "paused"][..]), (WITH_GENERATION, "with", &["snapshot"])]
+    {
+        let what = format!("gone back in time by 2 s and more, {how} generation ID");
+        let outcome = field.trial(&what, kind, |guest| {
+            let file = save_live(guest)?;
+            let mut before = guest.restore_held(&file)?;
+            let heartbeats = guest.heartbeats()?;
+            let status = guest.own_status()?;
+            ensure!(status["state"] == "active", "found before anything was done: {status}");
+            guest.machine.kill()?;
+            guest.machine.link().count_anew()?;
+            let resumed = Resumed::now(heartbeats);
+            before.machine.resume()?;
+            Ok(resumed.instead(vec![before]))
+        })?;
+        ensure!(by.iter().any(|by| outcome.found_by.contains(by)), "found by another thing: {outcome:?}");
+        ensure!(outcome.verdict_ms <= LEASE.as_millis() as u64, "not within a lease: {outcome:?}");
+        ensure!(outcome.echoes_after_verdict <= CUT, "it went on after the verdict: {outcome:?}");
+        outcomes.push(outcome);
+    }
+    record(&field, "machines_gone_back", &outcomes)
+}
+
 /// A copy that is started twice.
 fn copied(kind: trial::Kind) -> impl FnOnce(&mut Guest) -> anyhow::Result<Resumed> {
     move |guest| {
@@ -125,7 +162,7 @@ fn copied(kind: trial::Kind) -> impl FnOnce(&mut Guest) -> anyhow::Result<Resume
         let first = guest.restore(&file, &Changes::default())?;
         let resumed = Resumed::now(heartbeats);
         let second = guest.restore(&file, &Changes::default())?;
-        Ok(resumed.with(vec![first, second]))
+        Ok(resumed.instead(vec![first, second]))
     }
 }
 
@@ -145,25 +182,40 @@ fn r13_r23_a_machine_that_is_started_twice_is_found_out() -> anyhow::Result<()> 
     record(&field, "machines_copied", &outcomes)
 }
 
-/// A copy that cost the original no time to speak of: no clock tells of it. It says what the original has said already.
+/// A copy of a running machine, which costs it no time to speak of: no clock tells of it. The positive control is that the
+/// machine is none the worse for it, heartbeats later.
+fn save_live(guest: &mut Guest) -> anyhow::Result<PathBuf> {
+    let file = guest.save_live()?;
+    let_pass(Duration::from_secs(2));
+    let status = guest.own_status()?;
+    ensure!(status["state"] == "active", "it did not survive being copied: {status}");
+    Ok(file)
+}
+
+/// Both at once, on the same network. Without a generation ID the copy says what the original has said already. With one it knows
+/// itself for what it is, and the controller must hear of it, although the copy's connection is the original's.
 #[test]
 fn r13_a_copy_of_a_running_machine_is_found_out() -> anyhow::Result<()> {
     if trial::skipped() {
         return Ok(());
     }
     let mut field = Field::up("r13_a_copy_of_a_running_machine_is_found_out")?;
-    let outcome = field.trial("copied while it runs, the copy started", PLAIN, |guest| {
-        let file = guest.save_live()?;
-        // The positive control: the original is none the worse for it, heartbeats later.
-        let_pass(Duration::from_secs(2));
-        ensure!(guest.own_status()?["state"] == "active", "the original: {}", guest.own_status()?);
-        guest.machine.link().count_anew()?;
-        let heartbeats = guest.heartbeats()?;
-        let copy = guest.restore(&file, &Changes::default())?;
-        Ok(Resumed::now(heartbeats).with(vec![copy]))
-    })?;
-    ensure!(outcome.found_by.contains("old nonce"), "found by another thing: {outcome:?}");
-    record(&field, "machines_copied_live", &[outcome])
+    let mut outcomes = Vec::new();
+    for (kind, how, by) in [(PLAIN, "without", "old nonce"), (WITH_GENERATION, "with", "snapshot")] {
+        let what = format!("copied while it runs, the copy started, {how} generation ID");
+        let outcome = field.trial(&what, kind, |guest| {
+            let file = save_live(guest)?;
+            guest.machine.link().count_anew()?;
+            let heartbeats = guest.heartbeats()?;
+            let copy = guest.restore(&file, &Changes::default())?;
+            Ok(Resumed::now(heartbeats).beside(copy))
+        })?;
+        ensure!(outcome.found_by.contains(by), "found by another thing: {outcome:?}");
+        ensure!(outcome.verdict_ms <= LEASE.as_millis() as u64, "not within a lease: {outcome:?}");
+        ensure!(outcome.echoes_after_verdict <= CUT, "it went on after the verdict: {outcome:?}");
+        outcomes.push(outcome);
+    }
+    record(&field, "machines_copied_live", &outcomes)
 }
 
 #[test]
@@ -182,7 +234,7 @@ fn r23_a_machine_that_is_moved_is_found_out() -> anyhow::Result<()> {
         let outcome = field.trial(what, kind, |guest| {
             let moved = guest.migrate(&changes)?;
             guest.machine.link().count_anew()?;
-            Ok(Resumed::now(guest.heartbeats()?).with(vec![moved]))
+            Ok(Resumed::now(guest.heartbeats()?).instead(vec![moved]))
         })?;
         found(&outcome, by)?;
         outcomes.push(outcome);

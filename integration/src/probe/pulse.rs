@@ -1,7 +1,10 @@
 //! One connection, an echo every few milliseconds: when does it live, when does it die?
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -27,11 +30,22 @@ pub(crate) struct Options {
     again: bool,
 }
 
-/// Beats until the connection dies, or until it is killed with `--again`. Only changes are told.
+/// Beats until the connection dies, or until it is killed with `--again`. Only changes are told, and how many echoes there were
+/// when a line on standard input asks.
 pub(crate) async fn beat(options: &Options) -> anyhow::Result<()> {
     let mut told_down = false;
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    thread::spawn(move || {
+        for _ in io::stdin().lines().map_while(Result::ok) {
+            let told = crate::tell(&Event::Echoes { count: counted.load(Ordering::SeqCst) });
+            if told.is_err() {
+                break;
+            }
+        }
+    });
     loop {
-        let died = one_connection(options).await?;
+        let died = one_connection(options, &count).await?;
         let lived = matches!(died, Event::Down { echoes: 1.., .. });
         if lived || !told_down {
             crate::tell(&died)?;
@@ -44,7 +58,7 @@ pub(crate) async fn beat(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-async fn one_connection(options: &Options) -> anyhow::Result<Event> {
+async fn one_connection(options: &Options, count: &AtomicU64) -> anyhow::Result<Event> {
     let patience = Duration::from_millis(options.patience_ms);
     let started = Instant::now();
     let mut last = started;
@@ -74,6 +88,7 @@ async fn one_connection(options: &Options) -> anyhow::Result<Event> {
             Ok(Ok(_)) => {}
         }
         last = Instant::now();
+        count.fetch_add(1, Ordering::SeqCst);
         if echoes == 0 {
             crate::tell(&Event::Up { milliseconds: started.elapsed().as_millis() as u64 })?;
         }
@@ -82,7 +97,7 @@ async fn one_connection(options: &Options) -> anyhow::Result<Event> {
     }
 }
 
-fn how(error: &std::io::Error) -> String {
+fn how(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset".to_owned(),
         ErrorKind::UnexpectedEof => "closed".to_owned(),

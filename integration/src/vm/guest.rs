@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{VmError, io_error};
 use super::image::{Image, PROGRAM_DIRECTORY};
-use super::machine::{Hardware, Machine};
+use super::machine::{Begins, Hardware, Machine};
 use crate::layout::{self, Host, INTERFACE, NODE_PORT};
 use crate::poll;
 use crate::rig::Rig;
@@ -82,7 +82,7 @@ impl Guest {
             generation_id: options.generation_id,
             disk: options.snapshots,
         };
-        let mut machine = Machine::start(rig, &host.name, &hardware, None)?;
+        let mut machine = Machine::start(rig, &host.name, &hardware, Begins::Booting)?;
         machine.wait_for_boot(BOOT)?;
         Ok(Self { machine, rig: rig.clone(), host, hardware, copies: Arc::default() })
     }
@@ -180,45 +180,52 @@ impl Guest {
 
     /// Starts a machine from such a file: the same node, on a link of its own. It runs once its state is read.
     pub fn restore(&self, file: &std::path::Path, changes: &Changes) -> Result<Self, VmError> {
-        let mut copy = self.copy(&format!("exec:cat '{}'", file.display()), changes)?;
-        copy.wait_until_it_runs()?;
+        let mut copy = self.copy(Begins::From(&format!("exec:cat '{}'", file.display())), changes)?;
+        copy.wait_until_it_is("running")?;
+        Ok(copy)
+    }
+
+    /// The same, but it does not run yet: `resume` lets it, and costs no time.
+    pub fn restore_held(&self, file: &std::path::Path) -> Result<Self, VmError> {
+        let mut copy = self.copy(Begins::HeldFrom(&format!("exec:cat '{}'", file.display())), &Changes::default())?;
+        copy.wait_until_it_is("paused")?;
         Ok(copy)
     }
 
     /// Moves the running machine into another QEMU: the old one stands still, the new one runs.
     pub fn migrate(&mut self, changes: &Changes) -> Result<Self, VmError> {
         let socket = self.machine.directory().join("migrate.sock");
-        let mut moved = self.copy(&format!("unix:{}", socket.display()), changes)?;
+        let mut moved = self.copy(Begins::From(&format!("unix:{}", socket.display())), changes)?;
         self.machine.monitor().migrate(&format!("unix:{}", socket.display()))?;
-        moved.wait_until_it_runs()?;
+        moved.wait_until_it_is("running")?;
         Ok(moved)
     }
 
-    fn copy(&self, incoming: &str, changes: &Changes) -> Result<Self, VmError> {
+    fn copy(&self, begins: Begins<'_>, changes: &Changes) -> Result<Self, VmError> {
         let number = self.copies.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let mut hardware = self.hardware.clone();
         if let Some(cpu) = &changes.cpu {
             hardware.cpu.clone_from(cpu);
         }
         let name = format!("{}-{number}", self.host.name);
-        let machine = Machine::start(&self.rig, &name, &hardware, Some(incoming))?;
+        let machine = Machine::start(&self.rig, &name, &hardware, begins)?;
         Ok(Self { machine, rig: self.rig.clone(), host: self.host.clone(), hardware, copies: Arc::clone(&self.copies) })
     }
 
-    fn wait_until_it_runs(&mut self) -> Result<(), VmError> {
+    fn wait_until_it_is(&mut self, state: &str) -> Result<(), VmError> {
         let monitor = self.machine.monitor();
         let mut last = String::new();
         let runs = poll::until_true(BOOT, || match monitor.execute("query-status", &json!({})) {
             Ok(status) => {
                 last = status.to_string();
-                status["status"] == "running"
+                status["status"] == state
             }
             Err(error) => {
                 last = error.to_string();
                 false
             }
         });
-        if runs { Ok(()) } else { Err(self.machine.not_ready(&format!("it does not run: {last}"))) }
+        if runs { Ok(()) } else { Err(self.machine.not_ready(&format!("it is not {state}: {last}"))) }
     }
 }
 

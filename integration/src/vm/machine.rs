@@ -33,6 +33,17 @@ pub(super) struct Hardware {
     pub(super) disk: bool,
 }
 
+/// What a machine begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begins<'a> {
+    /// It boots.
+    Booting,
+    /// It goes on from a state that comes from there.
+    From(&'a str),
+    /// The same, when it is told to.
+    HeldFrom(&'a str),
+}
+
 /// A running QEMU. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Machine {
@@ -47,9 +58,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts one in the switch's namespace, and in the rig's cgroup, so that it goes with the rig. `incoming` says where
-    /// its state comes from, if it does not boot.
-    pub(super) fn start(rig: &Rig, name: &str, hardware: &Hardware, incoming: Option<&str>) -> Result<Self, VmError> {
+    /// Starts one in the switch's namespace, and in the rig's cgroup, so that it goes with the rig. It does what `begins` says.
+    pub(super) fn start(rig: &Rig, name: &str, hardware: &Hardware, begins: Begins<'_>) -> Result<Self, VmError> {
         let directory = rig.state.host(name)?;
         let switch = layout::netns(rig.name(), SWITCH);
         let link = Link::create(&switch, &format!("tap-{name}"))?;
@@ -65,8 +75,10 @@ impl Machine {
         command.args(["-c", "echo 0 >\"$1/cgroup.procs\" && shift && exec \"$@\"", "sh"]).arg(&cgroup);
         command.arg("nsenter").arg(format!("--net={}", netns::path(&switch).display()));
         command.args(arguments(hardware, &directory, link.tap()));
-        if let Some(from) = incoming {
-            command.args(["-incoming", from]);
+        match begins {
+            Begins::Booting => {}
+            Begins::From(state) => drop(command.args(["-incoming", state])),
+            Begins::HeldFrom(state) => drop(command.args(["-S", "-incoming", state])),
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(io_error("share", &directory))?).stderr(log);
         let start = |source| VmError::Start { program: "qemu-system-x86_64".to_owned(), source };
@@ -122,6 +134,12 @@ impl Machine {
     /// Sends QEMU itself a signal.
     pub fn signal(&self, signal: Signal) -> Result<(), VmError> {
         Ok(self.process.signal(signal)?)
+    }
+
+    /// Ends it, as if the power had failed. Its link is left.
+    pub fn kill(&mut self) -> Result<(), VmError> {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        ended.map(drop).map_err(io_error("end", Path::new("qemu-system-x86_64")))
     }
 
     /// Waits until the guest's first program says that it is ready.

@@ -23,6 +23,10 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// How long a verdict may take at most before it counts as none: the lease has long run out by then.
 const VERDICT: Duration = Duration::from_secs(15);
 
+/// How long a machine may take at most to say that it has severed itself, when the verdict is there and it has forwarded
+/// nothing for a while: the rest of its lease.
+const SEVERED: Duration = Duration::from_secs(5);
+
 /// What kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -38,18 +42,26 @@ pub struct Resumed {
     at: Instant,
     heartbeats: u64,
     copies: Vec<Guest>,
+    /// The machine itself runs (too).
+    original: bool,
 }
 
 impl Resumed {
     /// The machine itself runs again, from now on. So many of its heartbeats were granted before.
     pub fn now(heartbeats: u64) -> Self {
-        Self { at: Instant::now(), heartbeats, copies: Vec::new() }
+        Self { at: Instant::now(), heartbeats, copies: Vec::new(), original: true }
     }
 
     /// These run in its place.
     #[must_use]
-    pub fn with(self, copies: Vec<Guest>) -> Self {
-        Self { copies, ..self }
+    pub fn instead(self, copies: Vec<Guest>) -> Self {
+        Self { copies, original: false, ..self }
+    }
+
+    /// This one runs, too.
+    #[must_use]
+    pub fn beside(self, copy: Guest) -> Self {
+        Self { copies: vec![copy], ..self }
     }
 }
 
@@ -87,6 +99,12 @@ pub struct Outcome {
     pub granted_heartbeats: u64,
     /// From then to the last echo of the flow through the guest; 0: there was none.
     pub last_echo_ms: u64,
+    /// What the application at the other end got from then on, in echoes.
+    pub echoes: u64,
+    /// How many of them after the verdict.
+    pub echoes_after_verdict: u64,
+    /// What the machines that ran say themselves, in the end: each is severed, for these reasons.
+    pub severed_by: Vec<String>,
     /// What the machine forwarded from then on, until nothing more came.
     pub forwarded_packets: u64,
     /// The same in bytes.
@@ -151,8 +169,10 @@ impl Field {
         incident: impl FnOnce(&mut Guest) -> anyhow::Result<Resumed>,
     ) -> anyhow::Result<Outcome> {
         let (mut guest, mut flow) = self.guest(kind)?;
-        let Resumed { at, heartbeats, copies } = incident(&mut guest).with_context(|| what.to_owned())?;
+        let Resumed { at, heartbeats, mut copies, original } = incident(&mut guest).with_context(|| what.to_owned())?;
+        let before = flow.echoes()?;
         let verdict = self.verdict(guest.name(), at);
+        let until_verdict = flow.echoes()?;
         let forwarding: Vec<&Guest> = copies.iter().chain([&guest]).collect();
         let forwarded = settled(&forwarding);
         for machine in copies.iter().chain([&guest]) {
@@ -161,6 +181,13 @@ impl Field {
         let (found_by, verdict) = verdict.with_context(|| format!("{what}: nobody noticed"))?;
         let forwarded = forwarded.with_context(|| what.to_owned())?;
         let (last_echo, how) = flow.expect_down(Duration::from_secs(40))?;
+        let echoes = flow.echoes()?;
+        let severed_by = copies
+            .iter_mut()
+            .chain(original.then_some(&mut guest))
+            .map(severed)
+            .collect::<anyhow::Result<_>>()
+            .with_context(|| what.to_owned())?;
         let outcome = Outcome {
             incident: what.to_owned(),
             vm_generation_id: kind.generation_id,
@@ -168,12 +195,32 @@ impl Field {
             verdict_ms: verdict.as_millis() as u64,
             granted_heartbeats: guest.heartbeats()?.saturating_sub(heartbeats),
             last_echo_ms: last_echo.saturating_duration_since(at).as_millis() as u64,
+            echoes: echoes - before,
+            echoes_after_verdict: echoes - until_verdict,
+            severed_by,
             forwarded_packets: forwarded.packets,
             forwarded_bytes: forwarded.bytes,
         };
         eprintln!("{}; the flow ended: {how}", serde_json::to_string(&outcome)?);
         Ok(outcome)
     }
+}
+
+/// Why a guest has severed itself, in its own words. One that the controller cannot tell goes on until its lease ends.
+fn severed(guest: &mut Guest) -> anyhow::Result<String> {
+    let mut last = String::new();
+    let reason = poll::until(SEVERED, || match guest.own_status() {
+        Ok(status) if status["state"] == "severed" => Some(status["reason"].as_str().unwrap_or_default().to_owned()),
+        Ok(status) => {
+            last = status.to_string();
+            None
+        }
+        Err(error) => {
+            last = error.to_string();
+            None
+        }
+    });
+    reason.with_context(|| format!("{} goes on: {last}", guest.machine.name()))
 }
 
 /// What the guests have forwarded, once they forward nothing more.
