@@ -46,7 +46,7 @@ impl Core {
             }
             (_, session) => {
                 drop(session);
-                self.let_go().await;
+                self.let_go();
             }
         }
     }
@@ -61,7 +61,7 @@ impl Core {
             Err(untold) => tracing::error!(%untold, "the controller was not told why this node severed itself"),
         }
         self.close().await;
-        self.let_go().await;
+        self.let_go();
     }
 
     /// Nothing is carried any more, and nobody is served; what is left is what an enrolled node may do before its first lease.
@@ -86,7 +86,7 @@ impl Core {
     }
 
     /// The rest: what the way to the controllers was kept with.
-    async fn let_go(&mut self) {
+    fn let_go(&mut self) {
         reset_flows(&[]);
         if let Err(error) = flows::forget_tracked() {
             // They lead nowhere: the rules that would ask for them are gone.
