@@ -182,7 +182,7 @@ async fn r06_a_store_that_hangs_ends_every_lease_within_the_bound() {
 
     b.until("b goes on after the end of a", |b| matches!(b.node.lease.state(), NodeState::Severed(_))).await;
     let granted_for = b.last_grant.duration_since(silent_since);
-    let lost = Duration::from_millis(2000);
+    let lost = Duration::from_secs(2);
     assert!(granted_for > lost, "positive control: a was not lost yet, but b got no grant after {granted_for:?}");
     let bound = lost + Duration::from_millis(24 + 20 + 1000);
     assert!(granted_for < bound + SLACK, "b was granted leases for {granted_for:?}, the bound is {bound:?}");

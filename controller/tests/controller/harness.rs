@@ -14,7 +14,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use opencluster_api::control::control_client::ControlClient;
 use opencluster_api::control::enrolment_client::EnrolmentClient;
-use opencluster_api::control::{EnrolRequest, EnrolResponse, MAX_MESSAGE_TO_NODE};
+use opencluster_api::control::{EnrolRequest, EnrolResponse, Finding, MAX_MESSAGE_TO_NODE};
 use opencluster_controller::config::Config;
 use opencluster_controller::init::init;
 use opencluster_controller::serve::Controller;
@@ -391,7 +391,7 @@ async fn open(channel: Channel) -> Result<Session, Status> {
 }
 
 /// Says what a node found out about itself: the controller's answer.
-pub(crate) async fn report(channel: Channel, finding: control::Finding) -> Result<String, Status> {
+pub(crate) async fn report(channel: Channel, finding: Finding) -> Result<String, Status> {
     Ok(ControlClient::new(channel).report(finding).await?.into_inner().reason)
 }
 
