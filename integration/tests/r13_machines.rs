@@ -17,6 +17,9 @@ use opencluster_integration::vm::trial::{self, Field, Outcome, Resumed};
 /// rest is for an emulated processor on a busy machine.
 const SOON: Duration = Duration::from_secs(2);
 
+/// The shortest pause that is found by the first heartbeat after it for certain.
+const PROMISED: Duration = Duration::from_millis(300);
+
 const LEASE: Duration = Duration::from_secs(3);
 
 /// Echoes that may still arrive while a verdict is on its way to the other end: half a second's worth.
@@ -43,10 +46,14 @@ fn pause(guest: &mut Guest, span: Duration) -> anyhow::Result<Resumed> {
     Ok(resumed)
 }
 
-/// Found, and soon: by one of these.
+/// Found, and soon: by one of these, and by the first heartbeat (which may be granted, asking for the one that proves it).
 fn found(outcome: &Outcome, by: &[&str]) -> anyhow::Result<()> {
+    found_within(outcome, by, 1)
+}
+
+fn found_within(outcome: &Outcome, by: &[&str], granted: u64) -> anyhow::Result<()> {
     ensure!(by.iter().any(|by| outcome.found_by.contains(by)), "found by another thing: {outcome:?}");
-    ensure!(outcome.granted_heartbeats <= 1, "not by the first heartbeat: {outcome:?}");
+    ensure!(outcome.granted_heartbeats <= granted, "not by the first heartbeat: {outcome:?}");
     ensure!(outcome.verdict_ms <= SOON.as_millis() as u64, "not soon enough: {outcome:?}");
     ensure!(outcome.last_echo_ms <= SOON.as_millis() as u64, "it went on after the verdict: {outcome:?}");
     Ok(())
@@ -231,12 +238,17 @@ fn r23_a_machine_that_is_moved_is_found_out() -> anyhow::Result<()> {
         (WITH_GENERATION, Changes::default(), "moved live, with generation ID", &["snapshot", "paused"]),
         (PLAIN, other, "moved live to another processor", &["hardware", "paused"]),
     ] {
+        let mut stood = Duration::ZERO;
         let outcome = field.trial(what, kind, |guest| {
-            let moved = guest.migrate(&changes)?;
+            let moved;
+            (moved, stood) = guest.migrate(&changes)?;
             guest.machine.link().count_anew()?;
             Ok(Resumed::now(guest.heartbeats()?).instead(vec![moved]))
         })?;
-        found(&outcome, by)?;
+        eprintln!("{what}: it stood still for {stood:?}");
+        // Shorter than what is promised to be found at once: on a busy machine it may take one exchange more.
+        let granted = if stood < PROMISED { 2 } else { 1 };
+        found_within(&outcome, by, granted)?;
         outcomes.push(outcome);
     }
     record(&field, "machines_moved", &outcomes)

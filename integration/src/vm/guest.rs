@@ -192,13 +192,14 @@ impl Guest {
         Ok(copy)
     }
 
-    /// Moves the running machine into another QEMU: the old one stands still, the new one runs.
-    pub fn migrate(&mut self, changes: &Changes) -> Result<Self, VmError> {
+    /// Moves the running machine into another QEMU: the old one stands still, the new one runs. Returns for how long neither
+    /// did, too.
+    pub fn migrate(&mut self, changes: &Changes) -> Result<(Self, Duration), VmError> {
         let socket = self.machine.directory().join("migrate.sock");
         let mut moved = self.copy(Begins::From(&format!("unix:{}", socket.display())), changes)?;
-        self.machine.monitor().migrate(&format!("unix:{}", socket.display()))?;
+        let stood = self.machine.monitor().migrate(&format!("unix:{}", socket.display()))?;
         moved.wait_until_it_is("running")?;
-        Ok(moved)
+        Ok((moved, stood))
     }
 
     fn copy(&self, begins: Begins<'_>, changes: &Changes) -> Result<Self, VmError> {

@@ -58,19 +58,22 @@ impl Monitor {
         }
     }
 
-    /// Starts a migration, and waits until the guest's state is at its destination.
-    pub fn migrate(&mut self, to: &str) -> Result<(), VmError> {
+    /// Starts a migration, and waits until the guest's state is at its destination. Returns for how long the guest stood still,
+    /// as QEMU says.
+    pub fn migrate(&mut self, to: &str) -> Result<Duration, VmError> {
         self.execute("migrate", &json!({"uri": to}))?;
         let mut state = String::new();
+        let mut stood = Duration::ZERO;
         let ended = poll::until(PATIENCE, || match self.execute("query-migrate", &json!({})) {
             Ok(answer) => {
+                stood = Duration::from_millis(answer["downtime"].as_u64().unwrap_or_default());
                 answer["status"].as_str().unwrap_or_default().clone_into(&mut state);
                 matches!(state.as_str(), "completed" | "failed" | "cancelled").then_some(Ok(()))
             }
             Err(error) => Some(Err(error)),
         });
         ended.transpose()?;
-        if state == "completed" { Ok(()) } else { Err(VmError::Migration(state)) }
+        if state == "completed" { Ok(stood) } else { Err(VmError::Migration(state)) }
     }
 
     fn line(&mut self) -> Result<Value, VmError> {
