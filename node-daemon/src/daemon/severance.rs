@@ -26,8 +26,14 @@ impl Core {
         }
         tracing::error!(?reason, "SEVERED: everything is dropped until this node is wiped and enrolled again");
         self.severed = Some(reason.clone());
-        let finding = self.finding.take();
-        if finding.is_some() {
+        if let Some(found) = self.finding.take() {
+            if let Err(error) = self.firewall.renew(0).await {
+                tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
+            }
+            // Nothing is carried from here on. The report goes its way while the rest is let go of.
+            self.report_finding(&found);
+        }
+        if self.reporting.is_some() {
             self.close_but_for_controllers().await;
         } else {
             self.close().await;
@@ -37,18 +43,17 @@ impl Core {
         self.kill_proxy_at = Some(Instant::now() + LAST_WORDS);
         self.requests.clear();
         self.outstanding = None;
-        match (finding, self.session.take()) {
-            (Some(found), Some(session)) => {
-                reset_flows(&self.base.controllers.iter().copied().collect::<Vec<_>>());
-                let finding = control::Finding { code: found.code().to_owned(), detail: found.to_string() };
-                let connected = self.controller.take().map(|controller| controller.client);
-                self.reporting = Some(session.report(connected, finding, self.lease_span));
-            }
-            (_, session) => {
-                drop(session);
-                self.let_go();
-            }
+        if self.reporting.is_some() {
+            reset_flows(&self.base.controllers.iter().copied().collect::<Vec<_>>());
+        } else {
+            self.let_go();
         }
+    }
+
+    fn report_finding(&mut self, found: &Reason) {
+        let Some(session) = self.session.take() else { return };
+        let finding = control::Finding { code: found.code().to_owned(), detail: found.to_string() };
+        self.reporting = Some(session.report(self.controller.take(), finding, self.lease_span));
     }
 
     /// What became of the report.
@@ -66,9 +71,6 @@ impl Core {
 
     /// Nothing is carried any more, and nobody is served; what is left is what an enrolled node may do before its first lease.
     async fn close_but_for_controllers(&mut self) {
-        if let Err(error) = self.firewall.renew(0).await {
-            tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
-        }
         if let Err(error) = self.firewall.apply(Posture::Serving(self.base.clone())).await {
             tracing::error!(%error, "the packet filter could not be closed but for the controllers: it is closed to them, too");
             self.close().await;
@@ -85,8 +87,9 @@ impl Core {
         self.firewall_retry = closed.is_err().then(|| Instant::now() + RETRY);
     }
 
-    /// The rest: what the way to the controllers was kept with.
+    /// The rest: what the way to the controllers needs.
     fn let_go(&mut self) {
+        self.session = None;
         reset_flows(&[]);
         if let Err(error) = flows::forget_tracked() {
             // They lead nowhere: the rules that would ask for them are gone.

@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
 
-use super::{Session, SessionEvent};
+use super::{Controller, Session, SessionEvent};
 use crate::transport::{self, TransportError};
 
 /// How many attempts there are at most, at equal distances.
@@ -62,14 +62,9 @@ impl CallError {
 }
 
 impl Session {
-    /// The session's last duty, for `limit` at most; [`SessionEvent::Told`] comes when it is done. `connected` is the connection
-    /// that the session has now.
-    pub(crate) fn report(
-        self,
-        connected: Option<ControlClient<Channel>>,
-        finding: Finding,
-        limit: Duration,
-    ) -> Reporting {
+    /// The session's last duty, for `limit` at most; [`SessionEvent::Told`] comes when it is done. `connected` is the controller
+    /// that it is with now.
+    pub(crate) fn report(self, connected: Option<Controller>, finding: Finding, limit: Duration) -> Reporting {
         Reporting(tokio::spawn(async move {
             let events = self.events.clone();
             let told = self.tell(connected, finding, limit).await;
@@ -77,12 +72,7 @@ impl Session {
         }))
     }
 
-    async fn tell(
-        self,
-        connected: Option<ControlClient<Channel>>,
-        finding: Finding,
-        limit: Duration,
-    ) -> Result<String, Untold> {
+    async fn tell(self, connected: Option<Controller>, finding: Finding, limit: Duration) -> Result<String, Untold> {
         let mut controllers = self.controllers.clone().into_iter().cycle();
         let (tls, own_finding) = (Arc::clone(&self.tls), finding.clone());
         let anew = move || {
@@ -95,10 +85,10 @@ impl Session {
                 }
             }
         };
-        let first = connected.map(|client| call(client, finding));
-        // Kept until other connections are tried, as the controller hangs up on a session that is over: but then it must be
-        // gone, or it would take the place of the original's.
-        let mut session = Some(self);
+        let first = connected.as_ref().map(|controller| call(controller.client.clone(), finding));
+        // The session, with our end of its stream, is kept until other connections are tried: the controller hangs up when it is
+        // over, also on a report that comes right after. But then it must be gone, or it would take the place of the original's.
+        let mut session = Some((self, connected));
         insist(first, anew, limit, || session = None).await
     }
 }
