@@ -27,11 +27,12 @@ impl Core {
         tracing::error!(?reason, "SEVERED: everything is dropped until this node is wiped and enrolled again");
         self.severed = Some(reason.clone());
         if let Some(found) = self.finding.take() {
-            if let Err(error) = self.firewall.renew(0).await {
-                tracing::error!(%error, "the lease could not be ended in the kernel: the packet filter is closed next");
+            match self.firewall.renew(0).await {
+                // Nothing is carried from here on. The report goes its way while the rest is let go of.
+                Ok(()) => self.report_finding(&found),
+                // What is carried must end, if nobody hears why.
+                Err(error) => tracing::error!(%error, "the lease could not be ended in the kernel: everything is closed"),
             }
-            // Nothing is carried from here on. The report goes its way while the rest is let go of.
-            self.report_finding(&found);
         }
         if self.reporting.is_some() {
             self.close_but_for_controllers().await;
@@ -71,9 +72,12 @@ impl Core {
 
     /// Nothing is carried any more, and nobody is served; what is left is what an enrolled node may do before its first lease.
     async fn close_but_for_controllers(&mut self) {
-        if let Err(error) = self.firewall.apply(Posture::Serving(self.base.clone())).await {
-            tracing::error!(%error, "the packet filter could not be closed but for the controllers: it is closed to them, too");
-            self.close().await;
+        match self.firewall.apply(Posture::Serving(self.base.clone())).await {
+            Ok(()) => (self.firewall_applied, self.firewall_retry) = (true, None),
+            Err(error) => {
+                tracing::error!(%error, "the packet filter could not be closed but for the controllers: it is closed to them, too");
+                self.close().await;
+            }
         }
     }
 
