@@ -1,8 +1,8 @@
 //! R04: no enrolment lasts for ever. Before its end a node is cordoned and drains; then it is retired: its keys are revoked
 //! and it is told to sever.
 //!
-//! Ages count on CLOCK_BOOTTIME, which nobody sets. They live in memory, with the leases: a restart of the controller ends every enrolment
-//! anyway (see [`crate::lease`]).
+//! Ages count on CLOCK_BOOTTIME, which nobody sets. They live in memory, with the leases: a restart of the controller ends
+//! every enrolment anyway (see [`crate::lease`]).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -66,3 +66,19 @@ pub(crate) async fn channel(address: SocketAddr, stream: TlsStream<TcpStream>) -
         .await
         .map_err(|source| TransportError::Http { address, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::tcp_thin_linear_timeouts;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn r13_what_a_session_loses_is_sent_again_at_an_even_pace() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let stream = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connected");
+        assert!(!tcp_thin_linear_timeouts(&stream).expect("option"), "the positive control");
+        tune(&stream).expect("tuned");
+        assert!(tcp_thin_linear_timeouts(&stream).expect("option") && stream.nodelay().expect("option"));
+    }
+}

@@ -281,8 +281,7 @@ impl Registry {
 
     /// Whether nobody gets a grant, because an end could not be stored and announced in time.
     pub fn held_up(&self, now: Clocks) -> bool {
-        let patience = self.timing.timing().patience;
-        self.peers().unrecorded.since().is_some_and(|since| now.boottime >= since.saturating_add(patience))
+        self.peers().unrecorded.since().is_some_and(|since| self.timing.timing().is_late(since, now.boottime))
     }
 
     /// Time passes: the enrolments that are over now.

@@ -281,8 +281,8 @@ impl State {
         Ok(records)
     }
 
-    /// Commits a change that adds and lifts revocations; the new version. `then` is called
-    /// with it while no other change can happen.
+    /// Commits a change that adds and lifts revocations; the new version. `then` is called with it while no other change can
+    /// happen.
     pub(crate) fn commit_revocations(
         &self,
         mut writer: Writer<'_>,

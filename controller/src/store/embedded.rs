@@ -6,8 +6,9 @@
 //!
 //! Commits are two-phase: after a crash the last acknowledged commit is there, or the file is refused as damaged; the
 //! database never falls back to an older state quietly. After a failure of the file the database takes nothing any more: it
-//! is opened again then, by the next call, and used if it is what the last acknowledged commit left. What nothing on this machine alone can notice is somebody putting
-//! an older copy of the whole file back: that is what shipping the audit chain elsewhere is for.
+//! is opened again then, by the next call, and used if it is what the last acknowledged commit left. What nothing on this
+//! machine alone can notice is somebody putting an older copy of the whole file back: that is what shipping the audit chain
+//! elsewhere is for.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;

@@ -31,7 +31,9 @@ impl Core {
                 // Nothing is carried from here on. The report goes its way while the rest is let go of.
                 Ok(()) => self.report_finding(&found),
                 // What is carried must end, if nobody hears why.
-                Err(error) => tracing::error!(%error, "the lease could not be ended in the kernel: everything is closed"),
+                Err(error) => {
+                    tracing::error!(%error, "the lease could not be ended in the kernel: everything is closed")
+                }
             }
         }
         if self.reporting.is_some() {

@@ -63,12 +63,15 @@ impl Duty {
     /// Whether a verdict is without the node's acknowledgement for so long that it gets no grant.
     pub(super) fn overdue(&self, now: Nanos, timing: &Timing) -> bool {
         self.held_up(now, timing)
-            || [self.owed.map(|owed| owed.since), self.then].into_iter().flatten().any(|since| late(since, now, timing))
+            || [self.owed.map(|owed| owed.since), self.then]
+                .into_iter()
+                .flatten()
+                .any(|since| timing.is_late(since, now))
     }
 
     /// Whether that is so because a verdict could not be announced to anybody.
     pub(super) fn held_up(&self, now: Nanos, timing: &Timing) -> bool {
-        self.unannounced.is_some_and(|since| late(since, now, timing))
+        self.unannounced.is_some_and(|since| timing.is_late(since, now))
     }
 
     /// Another clock takes over: what is owed counts from now.
@@ -77,10 +80,6 @@ impl Duty {
         self.then = self.then.map(|_| now);
         self.unannounced = self.unannounced.map(|_| now);
     }
-}
-
-fn late(since: Nanos, now: Nanos, timing: &Timing) -> bool {
-    now >= since.saturating_add(timing.patience)
 }
 
 #[cfg(test)]

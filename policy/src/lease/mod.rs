@@ -97,6 +97,11 @@ impl Timing {
             drift_ppm: 500,
         }
     }
+
+    /// Whether a verdict is so old that who has not applied it gets no grant.
+    pub const fn is_late(&self, verdict: Nanos, now: Nanos) -> bool {
+        now >= verdict.saturating_add(self.patience)
+    }
 }
 
 /// What a node sends.
