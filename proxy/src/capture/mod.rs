@@ -102,15 +102,14 @@ pub async fn serve(
     source: Arc<SpiffeId>,
     destination: Destination,
 ) {
-    let target = match destination.of(&stream) {
-        Ok(target) => target,
+    let (target, app) = match destination.of(&stream).and_then(|target| Ok((target, Socket::new(stream)?))) {
+        Ok(found) => found,
         Err(error) => {
             worker.shared.metrics.refused(Side::Outbound, "no_destination");
             tracing::info!(%peer, workload = %source, %error, "captured connection without a destination");
             return;
         }
     };
-    let app = Socket::accepted(stream);
     let (id, trace) = worker.new_ids();
     let flow = worker.registry.add_flow(Flow::new(Side::Outbound, id, trace, peer, target, source));
     let pair = match authorize(&worker, &flow) {

@@ -264,9 +264,8 @@ impl<F: FnOnce()> State<'_, F> {
             Direction::Finished if !self.app_shut && self.stream.backlog.borrow().is_empty() => {
                 self.app_shut = true;
                 let shut = match &*self.stream.app.borrow() {
-                    // If both directions have ended, closing says so.
-                    Some(app) if !self.local().ended() => app.shutdown_write(),
-                    _ => Ok(()),
+                    Some(app) => app.shutdown_write(),
+                    None => Ok(()),
                 };
                 if let Err(error) = shut {
                     return self.app_broken(error);

@@ -25,15 +25,10 @@ pub struct Socket {
 }
 
 /// Until it is [finished](Socket::finish), an application's connection ends with a reset, whatever ends it: if this process
-/// is killed, the kernel closes its sockets, and an application would take that for the end of the data.
-fn reset_unless_finished(socket: &impl AsFd) -> io::Result<()> {
+/// is killed, the kernel closes its sockets, and an application would take that for the end of the data. What a listener
+/// accepts takes this over from it, without a system call for each connection.
+pub fn reset_unless_finished(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
-}
-
-/// What the connections of applications need: they take it over from their listener, without a system call for each.
-pub fn prepare_listener(listener: &impl AsFd) -> io::Result<()> {
-    reset_unless_finished(listener)?;
-    SockRef::from(listener).set_tcp_nodelay(true)
 }
 
 impl Socket {
@@ -43,17 +38,10 @@ impl Socket {
         Ok(Self { stream, readable: true, writable: true })
     }
 
-    /// The same for an application's connection that a listener of ours accepted, which has its options from there
-    /// ([`prepare_listener`]).
-    pub fn accepted(stream: TcpStream) -> Self {
-        Self { stream, readable: true, writable: true }
-    }
-
-    /// The same for an application's connection that was made here: see [`reset_unless_finished`]. Nothing can have arrived
-    /// yet: epoll will tell.
-    pub fn connected(stream: TcpStream) -> io::Result<Self> {
+    /// The same for an application's connection that was made here: see [`reset_unless_finished`].
+    pub fn of_application(stream: TcpStream) -> io::Result<Self> {
         reset_unless_finished(&stream)?;
-        Ok(Self { readable: false, ..Self::new(stream)? })
+        Self::new(stream)
     }
 
     /// Closes an application's connection in order: both directions have ended, and what is still in the kernel's buffers

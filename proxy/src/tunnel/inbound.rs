@@ -195,21 +195,20 @@ pub(crate) async fn serve_stream(
     counters: Rc<PairCounters>,
 ) {
     *flow.tunnel.borrow_mut() = Some(Rc::clone(&hub.info));
-    let (answered, refusal) =
-        match admit(&worker, &flow, &hub.info, flow.peer, || !stream.backlog.borrow().is_empty()).await {
-            Ok(app) => {
-                *stream.app.borrow_mut() = Some(app);
-                flow.accepted();
-                counters.flows.inc();
-                (hub.accept(&stream, worker.number()), None)
-            }
-            Err(refusal) => {
-                stream.drop_data();
-                flow.ending_since.set(Some(Instant::now()));
-                worker.shared.metrics.refused(Side::Inbound, refusal.code.name());
-                (hub.refuse(&stream, &refusal), Some(refusal))
-            }
-        };
+    let (answered, refusal) = match admit(&worker, &flow, &hub.info, flow.peer).await {
+        Ok(app) => {
+            *stream.app.borrow_mut() = Some(app);
+            flow.accepted();
+            counters.flows.inc();
+            (hub.accept(&stream, worker.number()), None)
+        }
+        Err(refusal) => {
+            stream.drop_data();
+            flow.ending_since.set(Some(Instant::now()));
+            worker.shared.metrics.refused(Side::Inbound, refusal.code.name());
+            (hub.refuse(&stream, &refusal), Some(refusal))
+        }
+    };
     if let Err(error) = answered {
         tracing::debug!(%error, "a flow could not be answered");
         hub.watch.cut(Cut::Tunnel(error.to_string()));
@@ -431,7 +430,7 @@ async fn serve_flow(
     if exchange.received(Kind::Open).is_err() {
         return After::Broken;
     }
-    let (app, refusal) = match admit(worker, &flow, info, peer, || false).await {
+    let (app, refusal) = match admit(worker, &flow, info, peer).await {
         Ok(app) => {
             tunnel.queue(Kind::Accept);
             exchange.sent(Kind::Accept);
@@ -463,16 +462,10 @@ async fn serve_flow(
     }
 }
 
-/// Decides, then connects to the application. `speaks`: the other application's first bytes are here already.
-async fn admit(
-    worker: &Worker,
-    flow: &FlowGuard,
-    info: &TunnelInfo,
-    peer: SocketAddr,
-    speaks: impl FnOnce() -> bool,
-) -> Result<Socket, Refusal> {
+/// Decides, then connects to the application.
+async fn admit(worker: &Worker, flow: &FlowGuard, info: &TunnelInfo, peer: SocketAddr) -> Result<Socket, Refusal> {
     authorize(worker, flow, &info.local.id, peer)?;
-    let app = connect(flow.target, worker.shared.limits.connect_timeout, speaks()).await?;
+    let app = connect(flow.target, worker.shared.limits.connect_timeout).await?;
     // While it connected, the verdict may have changed.
     match flow.watch.reason() {
         Some(cut) => Err(Refusal::new(RefusalCode::Denied, cut.to_string())),
@@ -517,7 +510,7 @@ fn authorize(worker: &Worker, flow: &FlowGuard, local: &Arc<SpiffeId>, peer: Soc
 }
 
 /// Connects to the application, without waiting where the kernel does not (loopback completes at once).
-async fn connect(target: SocketAddr, limit: std::time::Duration, speaks: bool) -> Result<Socket, Refusal> {
+async fn connect(target: SocketAddr, limit: std::time::Duration) -> Result<Socket, Refusal> {
     let refused = |error: io::Error| {
         let code = match error.kind() {
             io::ErrorKind::ConnectionRefused => RefusalCode::ConnectRefused,
@@ -527,7 +520,7 @@ async fn connect(target: SocketAddr, limit: std::time::Duration, speaks: bool) -
         };
         Refusal::new(code, format!("{target}: {error}"))
     };
-    let stream = start_connect(target, speaks).map_err(refused)?;
+    let stream = start_connect(target).map_err(refused)?;
     if stream.peer_addr().is_err() {
         match tokio::time::timeout(limit, stream.writable()).await {
             Ok(ready) => ready.map_err(refused)?,
@@ -539,15 +532,11 @@ async fn connect(target: SocketAddr, limit: std::time::Duration, speaks: bool) -
             return Err(refused(error));
         }
     }
-    Socket::connected(stream).map_err(refused)
+    Socket::of_application(stream).map_err(refused)
 }
 
-fn start_connect(target: SocketAddr, speaks: bool) -> io::Result<TcpStream> {
+fn start_connect(target: SocketAddr) -> io::Result<TcpStream> {
     let socket = RawSocket::new(Domain::for_address(target), Type::STREAM.nonblocking(), None)?;
-    if speaks {
-        // The handshake's last segment leaves with the first bytes: a packet less, and the application wakes up once.
-        rustix::net::sockopt::set_tcp_quickack(&socket, false)?;
-    }
     match socket.connect(&SockAddr::from(target)) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}

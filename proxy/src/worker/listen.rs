@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Worker;
 use crate::capture::{self, Destination};
-use crate::relay::socket::prepare_listener;
+use crate::relay::socket::reset_unless_finished;
 use crate::tunnel::inbound;
 
 /// The first wait after a failure to accept; doubled each time.
@@ -46,7 +46,7 @@ impl Listening {
     /// Serves one more; the socket is nonblocking.
     pub fn serve(&mut self, worker: &Rc<Worker>, listener: StdListener, purpose: Purpose) {
         let ready = match purpose {
-            Purpose::Capture(..) => prepare_listener(&listener),
+            Purpose::Capture(..) => reset_unless_finished(&listener),
             Purpose::Tunnel => Ok(()),
         };
         let listener = match ready.and_then(|()| TcpListener::from_std(listener)) {

@@ -348,9 +348,7 @@ impl Hub {
     fn gathers(&self) -> bool {
         let Gathered { frames, seen, looks } = &self.gathered;
         let more = frames.get() > seen.replace(frames.get());
-        // A single flow has no company to wait for.
-        let alone = self.streams.borrow().len() < 2;
-        if !more || alone || looks.get() == LOOKS || self.waiting.get() || self.io.borrow().outbox.len() >= ENOUGH {
+        if !more || looks.get() == LOOKS || self.waiting.get() || self.io.borrow().outbox.len() >= ENOUGH {
             return false;
         }
         looks.set(looks.get() + 1);
