@@ -21,8 +21,7 @@ pub(super) fn pair(kind: &Kind, site: &Site<'_>) -> Result<Vec<Launch>, BenchErr
             " ssl crt {} ca-file {authority} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME})",
             site.pki.client.display()
         );
-        from_peer =
-            format!(" ssl crt {} ca-file {authority} verify required curves X25519", site.pki.server.display());
+        from_peer = format!(" ssl crt {} ca-file {authority} verify required curves X25519", site.pki.server.display());
     }
     let client = Service::ALL.map(|service| {
         let (name, own, peer) = (service.name(), kind.local_port(service), kind.wire_port(service));
