@@ -32,7 +32,7 @@ impl Core {
                 Ok(()) => self.report_finding(&found),
                 // What is carried must end, if nobody hears why.
                 Err(error) => {
-                    tracing::error!(%error, "the lease could not be ended in the kernel: everything is closed")
+                    tracing::error!(%error, "the lease could not be ended in the kernel: everything is closed");
                 }
             }
         }
