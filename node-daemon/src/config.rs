@@ -13,6 +13,9 @@ use crate::congestion::CongestionControl;
 /// A configuration above this is not read.
 const MAX_BYTES: u64 = 64 * 1024;
 
+/// Beyond a millisecond, sleeping is as good.
+const MAX_BUSY_POLL_US: u32 = 1000;
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -61,6 +64,10 @@ pub(crate) struct Config {
     /// set up) or an algorithm's name.
     #[serde(default)]
     pub(crate) congestion_control: CongestionControl,
+    /// How long the proxy's threads poll behind a single message before they sleep, in microseconds; 0: never (decision
+    /// 0024).
+    #[serde(default = "default_busy_poll_us")]
+    pub(crate) busy_poll_us: u32,
     /// How flows are carried.
     #[serde(default)]
     pub(crate) tunnels: Tunnels,
@@ -100,6 +107,10 @@ pub(crate) struct Log {
 
 fn default_proxy() -> PathBuf {
     "/usr/lib/opencluster/opencluster-proxy".into()
+}
+
+fn default_busy_poll_us() -> u32 {
+    150
 }
 
 fn default_proxy_user() -> u32 {
@@ -160,6 +171,9 @@ impl Config {
         }
         if self.workers.is_some_and(|workers| !(1..=64).contains(&workers)) {
             return Err(("workers", "must be between 1 and 64".to_owned()));
+        }
+        if self.busy_poll_us > MAX_BUSY_POLL_US {
+            return Err(("busy_poll_us", format!("must be between 0 (never) and {MAX_BUSY_POLL_US}")));
         }
         self.congestion_control.check().map_err(|fault| ("congestion_control", fault))?;
         if self.secure_mode && self.machine_id.is_none() {
@@ -233,6 +247,7 @@ mod tests {
             (format!("{GOOD}cgroup: ../x\n"), "cgroup: must be a relative path"),
             (format!("{GOOD}secure_mode: true\n"), "machine_id: secure_mode needs"),
             (format!("{GOOD}workers: 0\n"), "workers: must be between"),
+            (format!("{GOOD}busy_poll_us: 1001\n"), "busy_poll_us: must be between 0"),
             (format!("{GOOD}congestion_control: ../x\n"), "congestion_control: \"../x\" is neither"),
             (format!("{GOOD}run_dir: run\n"), "run_dir: run is not an absolute path"),
         ] {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::worker::busy_poll;
+
 /// Limits and timeouts. Counts are for each worker unless said otherwise.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -34,6 +36,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// An idle tunnel is closed by the side that opened it after this long, by the other side after twice as long.
     pub idle_timeout: Duration,
+    /// How long a worker polls behind a single message; zero: it never does.
+    pub busy_poll: Duration,
 }
 
 impl Default for Limits {
@@ -53,6 +57,7 @@ impl Default for Limits {
             open_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_mins(1),
+            busy_poll: busy_poll::WINDOW,
         }
     }
 }

@@ -228,6 +228,7 @@ impl Proxy {
             tunnel_port: TUNNEL_PORT.into(),
             workers: 2,
             leased_tunnels_only: false,
+            busy_poll_us: 150,
         };
         self.send(Message::Setup(setup), &[]);
         let listen = |kind: listener::Kind, bound: Vec<TcpListener>, workers: Vec<u32>| {

@@ -97,6 +97,7 @@ impl Core {
                 tunnel_port: u32::from(tunnel_port),
                 workers,
                 leased_tunnels_only: self.config.tunnels == Tunnels::Leased,
+                busy_poll_us: self.config.busy_poll_us,
             }),
             vec![],
         );

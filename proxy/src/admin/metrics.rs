@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::worker::busy_poll::Counts;
 use crate::worker::registry::Side;
 
 /// The reason of a flow that ended in order.
@@ -70,6 +71,8 @@ pub struct Metrics {
     pub stale_retries: Counter,
     /// `accept` failed because of descriptors or memory.
     pub accept_failures: Counter,
+    busy_poll_hits: Counter,
+    busy_poll_misses: Counter,
     open_flows: Family<WorkerLabels, Gauge>,
     open_tunnels: Family<WorkerLabels, Gauge>,
     idle_tunnels: Family<WorkerLabels, Gauge>,
@@ -101,6 +104,8 @@ impl Default for Metrics {
             promotions: Counter::default(),
             stale_retries: Counter::default(),
             accept_failures: Counter::default(),
+            busy_poll_hits: Counter::default(),
+            busy_poll_misses: Counter::default(),
             open_flows: Family::default(),
             open_tunnels: Family::default(),
             idle_tunnels: Family::default(),
@@ -121,6 +126,8 @@ impl Default for Metrics {
         registry.register("promotions", "Bulk flows that got a tunnel of their own", metrics.promotions.clone());
         registry.register("stale_retries", "Flows moved off a tunnel that was closed", metrics.stale_retries.clone());
         registry.register("accept_failures", "Connections that could not be accepted", metrics.accept_failures.clone());
+        registry.register("busy_poll_hits", "Something came while a worker polled", metrics.busy_poll_hits.clone());
+        registry.register("busy_poll_misses", "Nothing came while a worker polled", metrics.busy_poll_misses.clone());
         registry.register("open_flows", "Flows that are open", metrics.open_flows.clone());
         registry.register("open_tunnels", "Inbound tunnels that are open", metrics.open_tunnels.clone());
         registry.register("idle_tunnels", "Idle tunnels in pools", metrics.idle_tunnels.clone());
@@ -171,6 +178,12 @@ impl Metrics {
         self.open_tunnels.get_or_create(&labels).set(tunnels as i64);
         self.buffer_bytes.get_or_create(&labels).set(buffers as i64);
         self.tasks.get_or_create(&labels).set(tasks as i64);
+    }
+
+    /// Counts what polling has brought.
+    pub fn polled(&self, counts: Counts) {
+        self.busy_poll_hits.inc_by(counts.hits);
+        self.busy_poll_misses.inc_by(counts.misses);
     }
 
     /// Notes how many idle tunnels worker `number` keeps.

@@ -26,6 +26,7 @@ use crate::capture::Destination;
 use crate::limits::Limits;
 use crate::sandbox::{self, Applied, SandboxError};
 use crate::shared::{Node, NotReady, Shared};
+use crate::worker::busy_poll::MAX_WINDOW;
 use crate::worker::listen::Purpose;
 use crate::worker::{self, Command, Handle, WorkerError};
 
@@ -165,7 +166,11 @@ fn set_up(setup: &Setup, log: AccessLog) -> Result<(Arc<Shared>, usize), Control
     let node = Node { trust_domain: TrustDomain::parse(&setup.trust_domain)?, name: setup.node.clone(), addresses };
     let workers = setup.workers as usize;
     tracing::info!(node = node.name, domain = %node.trust_domain, workers, "set up");
-    let limits = Limits { sharing: !setup.leased_tunnels_only, ..Limits::default() };
+    let busy_poll = Duration::from_micros(setup.busy_poll_us.into());
+    if busy_poll > MAX_WINDOW {
+        return Err(ControlError::Setup(format!("polling for {busy_poll:?}: {MAX_WINDOW:?} at most is possible")));
+    }
+    let limits = Limits { sharing: !setup.leased_tunnels_only, busy_poll, ..Limits::default() };
     Ok((Arc::new(Shared::new(node, limits, workers, log)), workers))
 }
 

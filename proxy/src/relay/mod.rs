@@ -19,6 +19,8 @@ use self::socket::Socket;
 use crate::tunnel::link::{LinkError, Loaded, MAX_PIECES, Source, Tunnel};
 use crate::tunnel::oct::exchange::{Direction, Exchange, Violation};
 use crate::tunnel::oct::frame::{Event, Kind, Refusal};
+use crate::tunnel::tls::record::MAX_CONTENT;
+use crate::worker::busy_poll;
 use crate::worker::registry::{Cut, Flow};
 
 /// What the opener may send before the flow is accepted: one record. A retry on another tunnel can repeat it.
@@ -191,6 +193,7 @@ impl State<'_> {
                     self.allowance = self.allowance.saturating_sub(length);
                     self.flow.add_sent(length);
                     *turn += length;
+                    busy_poll::sent(length.div_ceil(MAX_CONTENT) as u32);
                 }
                 Loaded::Control => *turn += 1,
                 Loaded::End => {
@@ -290,6 +293,7 @@ impl State<'_> {
                             return Err(LinkError::Deaf);
                         }
                     } else {
+                        busy_poll::received(1);
                         self.flow.add_received(length);
                     }
                 }

@@ -20,9 +20,9 @@ const LONG_ENOUGH: Duration = Duration::from_millis(2500);
 const FLOWS: usize = 8;
 
 /// The allocator counts for the whole process: each test runs alone in one of its own.
-fn alone(test: &str) {
+pub(super) fn alone(test: &str) {
     let output = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--ignored", "--exact", &format!("tests::allocations::{test}")])
+        .args(["--ignored", "--exact", &format!("tests::{test}")])
         .output()
         .expect("the test program");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -31,27 +31,27 @@ fn alone(test: &str) {
 
 #[test]
 fn r37_messages_allocate_nothing_on_shared_tunnels() {
-    alone("messages_shared");
+    alone("allocations::messages_shared");
 }
 
 #[test]
 fn r37_messages_allocate_nothing_on_leased_tunnels() {
-    alone("messages_leased");
+    alone("allocations::messages_leased");
 }
 
 #[test]
 fn r37_bulk_allocates_nothing_after_its_move_to_a_tunnel_of_its_own() {
-    alone("bulk_moved");
+    alone("allocations::bulk_moved");
 }
 
 #[test]
 fn r37_bulk_allocates_nothing_on_leased_tunnels() {
-    alone("bulk_leased");
+    alone("allocations::bulk_leased");
 }
 
 #[test]
 fn r37_the_beginning_of_a_flow_is_seen_to_allocate() {
-    alone("control");
+    alone("allocations::control");
 }
 
 #[test]

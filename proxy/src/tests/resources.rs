@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::pool::counter;
 use super::{World, echo, eventually};
 use crate::capture::{self, Destination};
 use crate::limits::Limits;
@@ -130,4 +131,43 @@ fn in_a_process_with_few_descriptors() {
                 && stream.read_exact(&mut [0]).is_ok()
         })
     });
+}
+
+/// What the workers of this test's process have used of processors.
+fn workers_cpu() -> Duration {
+    let nanoseconds: u64 = std::fs::read_dir("/proc/self/task")
+        .expect("threads")
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
+        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+        .sum();
+    Duration::from_nanos(nanoseconds)
+}
+
+#[test]
+#[ignore = "run by r37_workers_poll_behind_messages_and_sleep_without_traffic in a process of its own"]
+fn polling() {
+    let world = World::new(echo);
+    let mut flow = world.connect();
+    let mut message = [7; 64];
+    let deadline = std::time::Instant::now() + super::PATIENCE;
+    let name = "opencluster_proxy_busy_poll_hits_total";
+    let hits = || counter(&world.a, name) + counter(&world.b, name);
+    // Positive control: they do poll, and find what they wait for.
+    while hits() == 0 {
+        assert!(std::time::Instant::now() < deadline, "no worker has found anything by polling");
+        for _ in 0..100 {
+            flow.write_all(&message).expect("write");
+            flow.read_exact(&mut message).expect("read");
+        }
+    }
+    std::thread::park_timeout(Duration::from_millis(100));
+    let before = workers_cpu();
+    std::thread::park_timeout(Duration::from_secs(2));
+    let used = workers_cpu().saturating_sub(before);
+    assert!(used < Duration::from_millis(100), "{used:?} of processors in two silent seconds");
+}
+
+#[test]
+fn r37_workers_poll_behind_messages_and_sleep_without_traffic() {
+    super::allocations::alone("resources::polling");
 }

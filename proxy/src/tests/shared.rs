@@ -118,8 +118,9 @@ fn a_tunnel_finds_the_worker_that_has_its_flow() {
     }
 }
 
-/// More than all socket buffers on the way hold.
-const MUCH: usize = 24_000_000;
+/// More than all socket buffers on the way hold: each proxy's receive buffer grows to `tcp_rmem`'s maximum, 32 MiB on
+/// many hosts, of which bytes fill half.
+const MUCH: usize = 64_000_000;
 
 /// What a slow flow carries: a byte out of place shows.
 fn pattern() -> &'static [u8] {
@@ -231,7 +232,7 @@ fn r37_a_download_survives_a_reader_who_takes_a_break() {
         let world = World::with(
             |mut stream| {
                 stream.read_exact(&mut [0]).expect("request");
-                for _ in 0..3 {
+                for _ in 0..2 {
                     stream.write_all(pattern()).expect("write");
                 }
             },
@@ -246,10 +247,10 @@ fn r37_a_download_survives_a_reader_who_takes_a_break() {
         assert_eq!(promotions(&world.a), u64::from(sharing), "it is on a tunnel of its own");
         thread::park_timeout(BREAK);
         let sent = live_flows(&world.b).iter().map(|(_, sent)| *sent).max().unwrap_or(0);
-        assert!((1..3 * MUCH as u64).contains(&sent), "nothing waited for the reader: {sent} bytes sent");
+        assert!((1..2 * MUCH as u64).contains(&sent), "nothing waited for the reader: {sent} bytes sent");
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).expect("the rest");
-        assert!(rest == [&pattern()[MUCH / 4..], pattern(), pattern()].concat(), "{} bytes came", rest.len());
+        assert!(rest == [&pattern()[MUCH / 4..], pattern()].concat(), "{} bytes came", rest.len());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Workers: threads (one for two cores), each with a runtime, listeners, pools and flows of its own. A flow stays on its
 //! thread; what may cross, once, is a tunnel, to where the flow is that moves to it.
 
+pub mod busy_poll;
 pub mod descriptors;
 pub mod doors;
 pub mod listen;
@@ -207,10 +208,12 @@ fn prepare(start: &Start) -> Result<Prepared, WorkerError> {
     let number = *number;
     let failed = |source| WorkerError::Start { number, source };
     buffer::prepare();
+    busy_poll::prepare(shared.limits.busy_poll);
     let runtime = Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .event_interval(EVENT_INTERVAL)
+        .on_thread_park(busy_poll::before_park)
         .build_local(LocalOptions::default());
     // Every worker can wake every other: the descriptors for that are to be in all tables.
     everybody.wait();
@@ -252,6 +255,7 @@ impl Worker {
         let Inbox { mut commands, listeners, mut inside } = inbox;
         let mut listening = Listening::new(config);
         let mut deadline: Option<Instant> = None;
+        tokio::task::spawn_local(busy_poll::lookout());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -357,6 +361,7 @@ impl Worker {
         self.ticks.set(ticks);
         let metrics = &self.shared.metrics;
         metrics.set_log_dropped(self.shared.log.dropped());
+        metrics.polled(busy_poll::take_counts());
         let (flows, tunnels) = (self.registry.flow_count(), self.registry.held_count());
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         metrics.note_worker(self.number, flows, tunnels, buffer::lent(), tasks);

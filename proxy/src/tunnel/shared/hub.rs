@@ -18,6 +18,7 @@ use crate::tunnel::oct::exchange::{Direction, Role};
 use crate::tunnel::oct::frame::{Event, Framing, Kind, Open, Refusal, encode_accept, encode_credit, encode_empty};
 use crate::tunnel::tls::handshake::Established;
 use crate::tunnel::tls::record::{RECORD_HEADER, RECORD_TRAILER, Session};
+use crate::worker::busy_poll;
 use crate::worker::registry::{Flow, Watch};
 
 /// After so many bytes the worker's other tasks have a turn.
@@ -247,6 +248,7 @@ impl Hub {
         stream.flow.add_sent(length);
         stream.note_frame(Way::Sent, length);
         self.gathered.frames.update(|frames| frames.saturating_add(1));
+        busy_poll::sent(1);
         self.wake_task();
     }
 
@@ -302,6 +304,7 @@ impl Hub {
                 turn += 1;
                 if let Event::Data(length) = event {
                     turn += length;
+                    busy_poll::received(1);
                 }
                 if let Some(happened) = self.handle(stream, event)? {
                     break Some(happened);
