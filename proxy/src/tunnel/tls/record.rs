@@ -6,11 +6,12 @@
 use std::fmt;
 use std::ops::Range;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
+
+use super::aead::{Algorithm, Key, Library, NONCE, TAG};
 
 /// Type, version and length in front of every record.
 pub const RECORD_HEADER: usize = 5;
@@ -25,7 +26,6 @@ pub const MAX_RECORD: usize = RECORD_HEADER + MAX_CONTENT + 256;
 /// A key update as a record.
 pub const KEY_UPDATE_RECORD: usize = RECORD_HEADER + 5 + RECORD_TRAILER;
 
-const TAG: usize = 16;
 const APPLICATION_DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
@@ -97,31 +97,31 @@ fn alert_name(alert: u8) -> &'static str {
 
 /// One direction's key, IV and counter.
 struct Keys {
-    key: LessSafeKey,
-    iv: [u8; 12],
+    key: Key,
+    iv: [u8; NONCE],
     sequence: u64,
 }
 
 impl Keys {
     fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
         let (algorithm, key, iv) = match &secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Algorithm::Aes128Gcm, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Algorithm::Aes256Gcm, key, iv),
             _ => return Err(RecordError::Suite),
         };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::Suite)?;
+        let key = Key::new(Library::fastest(), algorithm, key.as_ref()).map_err(|_| RecordError::Suite)?;
         let iv = iv.as_ref().try_into().map_err(|_| RecordError::Suite)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+        Ok(Self { key, iv, sequence })
     }
 
     /// The nonce of the next record. Each is used once: the counter cannot wrap before a key update.
-    fn nonce(&mut self) -> Nonce {
+    fn nonce(&mut self) -> [u8; NONCE] {
         let mut nonce = self.iv;
         for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= count;
         }
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 }
 
@@ -221,12 +221,8 @@ impl Session {
         record[plaintext_end - 1] = content_type;
         let (plaintext, tag) = record[RECORD_HEADER..].split_at_mut(content + 1);
         let nonce = self.transmit.nonce();
-        let sealed = self
-            .transmit
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(header), plaintext)
-            .map_err(|_| RecordError::Seal)?;
-        tag.copy_from_slice(sealed.as_ref());
+        let sealed = self.transmit.key.seal(nonce, &header, plaintext).map_err(|_| RecordError::Seal)?;
+        tag.copy_from_slice(&sealed);
         Ok(plaintext_end + TAG)
     }
 
@@ -240,7 +236,7 @@ impl Session {
         }
         let nonce = self.receive.nonce();
         let plaintext =
-            self.receive.key.open_in_place(nonce, Aad::from(*header), body).map_err(|_| RecordError::BadRecord)?;
+            self.receive.key.open(nonce, header, body).map_err(|_| RecordError::BadRecord)?;
         // Zero padding may follow the content type.
         let Some(type_at) = plaintext.iter().rposition(|byte| *byte != 0) else { return Err(RecordError::BadRecord) };
         let (content, content_type) = (&plaintext[..type_at], plaintext[type_at]);
