@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use opencluster_identity::{SpiffeId, TrustDomain};
 use serde::Deserialize;
 
+use opencluster_api::local::{BUSY_POLL_US, MAX_BUSY_POLL_US};
+
 use crate::congestion::CongestionControl;
 
 /// A configuration above this is not read.
 const MAX_BYTES: u64 = 64 * 1024;
-
-/// Beyond a millisecond, sleeping is as good.
-const MAX_BUSY_POLL_US: u32 = 1000;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +109,7 @@ fn default_proxy() -> PathBuf {
 }
 
 fn default_busy_poll_us() -> u32 {
-    150
+    BUSY_POLL_US
 }
 
 fn default_proxy_user() -> u32 {

@@ -71,6 +71,8 @@ pub struct Metrics {
     pub stale_retries: Counter,
     /// `accept` failed because of descriptors or memory.
     pub accept_failures: Counter,
+    /// Moments in which bulk flows rested for small ones.
+    pub bulk_rests: Counter,
     busy_poll_hits: Counter,
     busy_poll_misses: Counter,
     open_flows: Family<WorkerLabels, Gauge>,
@@ -104,6 +106,7 @@ impl Default for Metrics {
             promotions: Counter::default(),
             stale_retries: Counter::default(),
             accept_failures: Counter::default(),
+            bulk_rests: Counter::default(),
             busy_poll_hits: Counter::default(),
             busy_poll_misses: Counter::default(),
             open_flows: Family::default(),
@@ -126,6 +129,7 @@ impl Default for Metrics {
         registry.register("promotions", "Bulk flows that got a tunnel of their own", metrics.promotions.clone());
         registry.register("stale_retries", "Flows moved off a tunnel that was closed", metrics.stale_retries.clone());
         registry.register("accept_failures", "Connections that could not be accepted", metrics.accept_failures.clone());
+        registry.register("bulk_rests", "Moments in which bulk rested for small flows", metrics.bulk_rests.clone());
         registry.register("busy_poll_hits", "Something came while a worker polled", metrics.busy_poll_hits.clone());
         registry.register("busy_poll_misses", "Nothing came while a worker polled", metrics.busy_poll_misses.clone());
         registry.register("open_flows", "Flows that are open", metrics.open_flows.clone());

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opencluster_api::local::{
-    Channel, ChannelError, Drain, Identities as WantedIdentities, Inbox, Listener, Setup, Status, ToDaemon, ToProxy,
-    listener, to_daemon, to_proxy,
+    Channel, ChannelError, Drain, Identities as WantedIdentities, Inbox, Listener, MAX_BUSY_POLL_US, Setup, Status,
+    ToDaemon, ToProxy, listener, to_daemon, to_proxy,
 };
 use opencluster_identity::{SpiffeError, SpiffeId, TrustDomain};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +26,7 @@ use crate::capture::Destination;
 use crate::limits::Limits;
 use crate::sandbox::{self, Applied, SandboxError};
 use crate::shared::{Node, NotReady, Shared};
-use crate::worker::busy_poll::MAX_WINDOW;
+use crate::tunnel::tls::aead::Library;
 use crate::worker::listen::Purpose;
 use crate::worker::{self, Command, Handle, WorkerError};
 
@@ -165,11 +165,13 @@ fn set_up(setup: &Setup, log: AccessLog) -> Result<(Arc<Shared>, usize), Control
         .collect::<Result<Vec<_>, _>>()?;
     let node = Node { trust_domain: TrustDomain::parse(&setup.trust_domain)?, name: setup.node.clone(), addresses };
     let workers = setup.workers as usize;
-    tracing::info!(node = node.name, domain = %node.trust_domain, workers, "set up");
-    let busy_poll = Duration::from_micros(setup.busy_poll_us.into());
-    if busy_poll > MAX_WINDOW {
-        return Err(ControlError::Setup(format!("polling for {busy_poll:?}: {MAX_WINDOW:?} at most is possible")));
+    if setup.busy_poll_us > MAX_BUSY_POLL_US {
+        let asked = setup.busy_poll_us;
+        return Err(ControlError::Setup(format!("polling for {asked} µs: {MAX_BUSY_POLL_US} at most are possible")));
     }
+    let busy_poll = Duration::from_micros(setup.busy_poll_us.into());
+    let sealing = Library::fastest();
+    tracing::info!(node = node.name, domain = %node.trust_domain, workers, %sealing, "set up");
     let limits = Limits { sharing: !setup.leased_tunnels_only, busy_poll, ..Limits::default() };
     Ok((Arc::new(Shared::new(node, limits, workers, log)), workers))
 }
@@ -449,5 +451,37 @@ fn message_name(message: Option<&to_proxy::Message>) -> &'static str {
         Some(Message::Identities(_)) => "Identities",
         Some(Message::Drain(_)) => "Drain",
         Some(Message::Sever(_)) => "Sever",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Setup)) -> Option<String> {
+        let mut setup = Setup {
+            trust_domain: "test.example".to_owned(),
+            node: "a".to_owned(),
+            addresses: vec!["192.0.2.1".to_owned()],
+            workers: 1,
+            busy_poll_us: MAX_BUSY_POLL_US,
+            ..Setup::default()
+        };
+        change(&mut setup);
+        set_up(&setup, crate::access_log::channel().0).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn setups_that_cannot_be_used_are_refused_and_say_why() {
+        assert_eq!(refusal(|_| {}), None, "the control");
+        let polls = refusal(|setup| setup.busy_poll_us = MAX_BUSY_POLL_US + 1);
+        assert_eq!(polls.as_deref(), Some("Setup: polling for 1001 µs: 1000 at most are possible"));
+        let none = refusal(|setup| setup.workers = 0);
+        assert_eq!(none.as_deref(), Some("Setup: 0 workers: 1 to 256 are possible"));
+        let many = refusal(|setup| setup.workers = MAX_WORKERS + 1);
+        assert_eq!(many.as_deref(), Some("Setup: 257 workers: 1 to 256 are possible"));
+        let address = refusal(|setup| setup.addresses.push("here".to_owned()));
+        assert_eq!(address.as_deref(), Some("Setup: `here` is not an IP address"));
+        assert!(refusal(|setup| setup.trust_domain = "No Domain".to_owned()).is_some());
     }
 }

@@ -12,7 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use self::socket::Socket;
@@ -20,8 +20,9 @@ use crate::tunnel::link::{LinkError, Loaded, MAX_PIECES, Source, Tunnel};
 use crate::tunnel::oct::exchange::{Direction, Exchange, Violation};
 use crate::tunnel::oct::frame::{Event, Kind, Refusal};
 use crate::tunnel::tls::record::MAX_CONTENT;
-use crate::worker::busy_poll;
 use crate::worker::registry::{Cut, Flow};
+use crate::worker::small_first::Turn;
+use crate::worker::{busy_poll, small_first};
 
 /// What the opener may send before the flow is accepted: one record. A retry on another tunnel can repeat it.
 pub const OPTIMISTIC: usize = 16 * 1024 - 1024;
@@ -100,6 +101,7 @@ impl<'a> Relay<'a> {
             allowance: OPTIMISTIC,
             discarded: 0,
             ending: None,
+            bulk: false,
         };
         if state.exchange.discards() {
             flow.ending_since.set(Some(Instant::now()));
@@ -131,6 +133,8 @@ struct State<'a> {
     allowance: usize,
     discarded: usize,
     ending: Option<Ending>,
+    /// Its last turn was one of bulk: it rests when bulk does.
+    bulk: bool,
 }
 
 impl State<'_> {
@@ -141,10 +145,19 @@ impl State<'_> {
             }
             return Poll::Ready(Outcome { ending: Ending::Cut(cut), reusable: false });
         }
-        let mut turn = 0;
+        if self.bulk {
+            ready!(small_first::poll_rested(context));
+        }
+        let (clock, mut moved) = (Turn::begin(), 0);
+        let polled = self.turn(context, &mut moved);
+        self.bulk = clock.end(moved);
+        polled
+    }
+
+    fn turn(&mut self, context: &mut Context<'_>, turn: &mut usize) -> Poll<Outcome> {
         loop {
-            let before = turn;
-            if let Err(error) = self.outward(context, &mut turn).and_then(|()| self.inward(context, &mut turn)) {
+            let before = *turn;
+            if let Err(error) = self.outward(context, turn).and_then(|()| self.inward(context, turn)) {
                 return Poll::Ready(self.broken(context, error));
             }
             if self.is_done() {
@@ -159,10 +172,10 @@ impl State<'_> {
                 let ending = self.ending.take().unwrap_or(Ending::PeerReset);
                 return Poll::Ready(Outcome { ending, reusable: false });
             }
-            if turn == before {
+            if *turn == before {
                 return Poll::Pending;
             }
-            if turn > TURN {
+            if *turn > TURN {
                 return give_way(context);
             }
         }

@@ -2,14 +2,17 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::pool::counter;
-use super::{World, echo, eventually};
+use super::{PATIENCE, World, echo, eventually};
 use crate::capture::{self, Destination};
 use crate::limits::Limits;
 use crate::tunnel::inbound;
@@ -117,7 +120,7 @@ fn in_a_process_with_few_descriptors() {
     eventually("it is counted", &mut failures);
     assert!(!hogs.is_empty());
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    std::thread::park_timeout(Duration::from_millis(500));
+    thread::park_timeout(Duration::from_millis(500));
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let spent = (spent.tv_sec - cpu.tv_sec) * 1_000_000_000 + spent.tv_nsec - cpu.tv_nsec;
     assert!(spent < 200_000_000, "spinning: {spent} ns of CPU in half a second");
@@ -135,9 +138,13 @@ fn in_a_process_with_few_descriptors() {
 
 /// What the workers of this test's process have used of processors.
 fn workers_cpu() -> Duration {
+    let is_worker =
+        |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("worker-"));
     let nanoseconds: u64 = std::fs::read_dir("/proc/self/task")
         .expect("threads")
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
+        .filter_map(|task| Some(task.ok()?.path()))
+        .filter(|task| is_worker(task))
+        .filter_map(|task| std::fs::read_to_string(task.join("schedstat")).ok())
         .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
         .sum();
     Duration::from_nanos(nanoseconds)
@@ -149,20 +156,21 @@ fn polling() {
     let world = World::new(echo);
     let mut flow = world.connect();
     let mut message = [7; 64];
-    let deadline = std::time::Instant::now() + super::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     let name = "opencluster_proxy_busy_poll_hits_total";
     let hits = || counter(&world.a, name) + counter(&world.b, name);
     // Positive control: they do poll, and find what they wait for.
     while hits() == 0 {
-        assert!(std::time::Instant::now() < deadline, "no worker has found anything by polling");
+        assert!(Instant::now() < deadline, "no worker has found anything by polling");
         for _ in 0..100 {
             flow.write_all(&message).expect("write");
             flow.read_exact(&mut message).expect("read");
         }
     }
-    std::thread::park_timeout(Duration::from_millis(100));
+    thread::park_timeout(Duration::from_millis(100));
     let before = workers_cpu();
-    std::thread::park_timeout(Duration::from_secs(2));
+    assert!(before > Duration::ZERO, "the workers are not found");
+    thread::park_timeout(Duration::from_secs(2));
     let used = workers_cpu().saturating_sub(before);
     assert!(used < Duration::from_millis(100), "{used:?} of processors in two silent seconds");
 }
@@ -170,4 +178,93 @@ fn polling() {
 #[test]
 fn r37_workers_poll_behind_messages_and_sleep_without_traffic() {
     super::allocations::alone("resources::polling");
+}
+
+/// Threads that keep every processor busy, until this is dropped.
+struct FullMachine(Arc<AtomicBool>);
+
+impl FullMachine {
+    fn new() -> Self {
+        let go_on = Arc::new(AtomicBool::new(true));
+        for _ in 0..2 * thread::available_parallelism().expect("processors").get() {
+            let go_on = Arc::clone(&go_on);
+            thread::spawn(move || {
+                while go_on.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(go_on)
+    }
+}
+
+impl Drop for FullMachine {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A bulk flow to an application that only reads; what it has sent so far.
+fn bulk(world: &World) -> Arc<AtomicU64> {
+    let sent = Arc::new(AtomicU64::new(0));
+    let (mut stream, count) = (world.connect(), Arc::clone(&sent));
+    stream.write_all(b"b").expect("write");
+    thread::spawn(move || {
+        let bytes = vec![7; 256 * 1024];
+        while stream.write_all(&bytes).is_ok() {
+            count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+    });
+    sent
+}
+
+/// Echoes, or, if the first byte says so, only reads.
+fn echo_or_sink(mut stream: TcpStream) {
+    let mut first = [0];
+    if stream.peek(&mut first).is_ok_and(|read| read == 1) && first == *b"b" {
+        let mut buffer = vec![0; 256 * 1024];
+        while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    } else {
+        echo(stream);
+    }
+}
+
+#[test]
+fn r37_bulk_rests_for_small_flows_on_a_full_machine() {
+    super::allocations::alone("resources::bulk_rests");
+}
+
+#[test]
+#[ignore = "run by r37_bulk_rests_for_small_flows_on_a_full_machine in a process of its own"]
+fn bulk_rests() {
+    let world = World::new(echo_or_sink);
+    let name = "opencluster_proxy_bulk_rests_total";
+    let rests = || counter(&world.a, name) + counter(&world.b, name);
+    let full = FullMachine::new();
+    let sent = bulk(&world);
+    let more = |what: &str| {
+        let before = sent.load(Ordering::Relaxed);
+        eventually(what, || sent.load(Ordering::Relaxed) > before + 32 * 1024 * 1024);
+    };
+    more("bulk is carried");
+    // What the flow carried before it was known for bulk counts as small for a moment.
+    thread::park_timeout(Duration::from_millis(500));
+    let alone = rests();
+    more("bulk alone goes on");
+    assert_eq!(rests(), alone, "there is nobody to rest for");
+
+    let mut small = world.connect();
+    let deadline = Instant::now() + PATIENCE;
+    while rests() < alone + 3 {
+        assert!(Instant::now() < deadline, "bulk never rests");
+        World::echo(&mut small);
+    }
+    let end = Instant::now() + Duration::from_secs(1);
+    let before = sent.load(Ordering::Relaxed);
+    while Instant::now() < end {
+        World::echo(&mut small);
+    }
+    assert!(sent.load(Ordering::Relaxed) > before, "bulk rests for good");
+    drop(full);
+    more("and afterwards it goes on");
 }

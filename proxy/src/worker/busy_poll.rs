@@ -19,12 +19,10 @@ use std::future::poll_fn;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How long a worker polls behind a message unless it is configured. The answer of an application on an awake host is
-/// there within 100 µs; twice as long won nothing, and cost what is slept away when more messages are under way.
-pub const WINDOW: Duration = Duration::from_micros(150);
+use opencluster_api::local::BUSY_POLL_US;
 
-/// The longest that can be configured.
-pub const MAX_WINDOW: Duration = Duration::from_millis(1);
+/// How long a worker polls behind a message unless it is configured.
+pub const WINDOW: Duration = Duration::from_micros(BUSY_POLL_US as u64);
 
 /// So many single messages in a row are calm: it may poll behind them.
 const CALM: u32 = 4;
@@ -63,6 +61,9 @@ pub fn received(frames: u32) {
 /// For the runtime's `on_thread_park`: it has nothing to do and is about to sleep. Waking the lookout keeps it awake.
 pub fn before_park() {
     POLLING.with(|polling| {
+        if polling.is_asleep() {
+            return;
+        }
         let before = Instant::now();
         if !polling.goes_on(before) {
             return;
@@ -139,6 +140,11 @@ impl Polling {
             lookout: RefCell::new(None),
             counts: Cell::new(Counts { hits: 0, misses: 0 }),
         }
+    }
+
+    /// Not polling, and nothing to begin for.
+    fn is_asleep(&self) -> bool {
+        self.until.get().is_none() && self.sent.get() == 0 && self.received.get() == 0
     }
 
     /// Nothing to do: whether to look at the sockets again instead of sleeping.

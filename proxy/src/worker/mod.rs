@@ -7,6 +7,7 @@ pub mod doors;
 pub mod listen;
 pub mod registry;
 pub mod report;
+pub mod small_first;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -209,6 +210,7 @@ fn prepare(start: &Start) -> Result<Prepared, WorkerError> {
     let failed = |source| WorkerError::Start { number, source };
     buffer::prepare();
     busy_poll::prepare(shared.limits.busy_poll);
+    small_first::prepare();
     let runtime = Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -256,6 +258,7 @@ impl Worker {
         let mut listening = Listening::new(config);
         let mut deadline: Option<Instant> = None;
         tokio::task::spawn_local(busy_poll::lookout());
+        tokio::task::spawn_local(small_first::warden());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -362,6 +365,7 @@ impl Worker {
         let metrics = &self.shared.metrics;
         metrics.set_log_dropped(self.shared.log.dropped());
         metrics.polled(busy_poll::take_counts());
+        metrics.bulk_rests.inc_by(small_first::take_count());
         let (flows, tunnels) = (self.registry.flow_count(), self.registry.held_count());
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         metrics.note_worker(self.number, flows, tunnels, buffer::lent(), tasks);

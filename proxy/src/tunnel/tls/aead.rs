@@ -119,8 +119,7 @@ impl Key {
             Self::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
                 let nonce = Nonce::assume_unique_for_key(nonce);
-                let tag =
-                    key.seal_in_place_separate_tag(nonce, Aad::from(aad), plaintext).map_err(|_| Refused)?;
+                let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), plaintext).map_err(|_| Refused)?;
                 bytes.copy_from_slice(tag.as_ref());
             }
             Self::Ring(key) => {
@@ -148,7 +147,9 @@ impl Key {
             }
             Self::Ring(key) => {
                 use ring::aead::{Aad, Nonce};
-                key.get().open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad), sealed).map_err(|_| Refused)
+                key.get()
+                    .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad), sealed)
+                    .map_err(|_| Refused)
             }
         }
     }
@@ -169,11 +170,16 @@ impl RingKey {
         // SAFETY: `new` has written it, and only `drop` wipes it.
         unsafe { self.0.assume_init_ref() }
     }
+
+    /// Afterwards, [`get`](Self::get) must not be called.
+    fn wipe(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 impl Drop for RingKey {
     fn drop(&mut self) {
-        self.0.zeroize();
+        self.wipe();
     }
 }
 
@@ -210,17 +216,33 @@ mod tests {
                 bytes
             });
             prop_assert_eq!(&sealed[0], &sealed[1]);
+            let flip = |bytes: &[u8]| {
+                let mut changed = bytes.to_vec();
+                changed[flipped.index(bytes.len())] ^= 1 << bit;
+                changed
+            };
             for key in &keys {
-                prop_assert_eq!(key.open(nonce, &aad, &mut sealed[0].clone()).expect("opened"), &plaintext[..]);
-                let mut changed = sealed[0].clone();
-                changed[flipped.index(sealed[0].len())] ^= 1 << bit;
-                prop_assert_eq!(key.open(nonce, &aad, &mut changed), Err(Refused));
-                let mut changed = aad;
-                changed[flipped.index(aad.len())] ^= 1 << bit;
-                prop_assert_eq!(key.open(nonce, &changed, &mut sealed[0].clone()), Err(Refused));
-                prop_assert_eq!(key.open(nonce, &aad, &mut [0; TAG - 1]), Err(Refused));
+                let open = |aad: &[u8], sealed: &[u8]| {
+                    let mut bytes = sealed.to_vec();
+                    key.open(nonce, aad, &mut bytes).map(|opened| opened.to_vec())
+                };
+                prop_assert_eq!(open(&aad, &sealed[0]), Ok(plaintext.clone()));
+                prop_assert_eq!(open(&aad, &flip(&sealed[0])), Err(Refused));
+                prop_assert_eq!(open(&flip(&aad), &sealed[0]), Err(Refused));
+                prop_assert_eq!(open(&aad, &[0; TAG - 1]), Err(Refused));
             }
         }
+    }
+
+    #[test]
+    fn rings_keys_are_wiped() {
+        use ring::aead::{AES_128_GCM, LessSafeKey, UnboundKey};
+        let mut key = RingKey::new(LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &[7; 16]).expect("key")));
+        key.wipe();
+        let bytes = key.0.as_ptr().cast::<u8>();
+        // SAFETY: within the box, and every byte was just written.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes, size_of::<LessSafeKey>()) };
+        assert!(bytes.iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -235,8 +235,7 @@ impl Session {
             return Err(RecordError::BadHeader { content_type: header[0], length: body.len() });
         }
         let nonce = self.receive.nonce();
-        let plaintext =
-            self.receive.key.open(nonce, header, body).map_err(|_| RecordError::BadRecord)?;
+        let plaintext = self.receive.key.open(nonce, header, body).map_err(|_| RecordError::BadRecord)?;
         // Zero padding may follow the content type.
         let Some(type_at) = plaintext.iter().rposition(|byte| *byte != 0) else { return Err(RecordError::BadRecord) };
         let (content, content_type) = (&plaintext[..type_at], plaintext[type_at]);
