@@ -90,6 +90,9 @@ struct RunArgs {
     /// Rounds of every scenario and contender [default: 7, quick: 3]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+    /// Rounds of open-N and idle-N, which take long [default: 2, quick: 1]
+    #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    heavy_rounds: Option<u16>,
     /// Measured seconds of a round [default: 1.2, quick: 0.6]
     #[arg(long, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: Option<f64>,
@@ -298,7 +301,7 @@ fn settings(args: &RunArgs) -> Result<Settings, BenchError> {
         contenders: unique(contenders.into_iter()),
         externals,
         rounds,
-        idle_rounds: rounds.min(if args.quick { 1 } else { 2 }),
+        heavy_rounds: args.heavy_rounds.map_or_else(|| rounds.min(if args.quick { 1 } else { 2 }), usize::from),
         seconds: args.seconds.unwrap_or(if args.quick { 0.6 } else { 1.2 }),
         warmup_seconds: 0.2,
         open_files: process::raise_open_files()?,
@@ -460,5 +463,7 @@ mod tests {
         assert!(full.rounds >= 7 && quick.rounds < full.rounds && quick.seconds < full.seconds);
         assert_eq!(of(" --scenarios rr-1,rr-1").scenarios, ["rr-1"]);
         assert_eq!(of(" --quick --rounds 5").rounds, 5);
+        let heavy = ["", " --quick", " --rounds 1", " --heavy-rounds 7"].map(|extra| of(extra).heavy_rounds);
+        assert_eq!(heavy, [2, 1, 1, 7]);
     }
 }

@@ -36,7 +36,7 @@ pub struct Settings {
     /// Rounds of every timed scenario.
     pub rounds: usize,
     /// Rounds of heavy scenarios (open, idle): they hardly vary, and each of them is long.
-    pub idle_rounds: usize,
+    pub heavy_rounds: usize,
     /// Measured seconds of a round.
     pub seconds: f64,
     /// Seconds before measuring.
@@ -172,8 +172,8 @@ pub async fn run(settings: &Settings, topology: &Topology, results: &mut Results
 
 /// What is measured after what: round by round, scenario by scenario.
 fn schedule(settings: &Settings, scenarios: &[Scenario]) -> Vec<(usize, Scenario, usize)> {
-    let rounds = |scenario: Scenario| if scenario.is_heavy() { settings.idle_rounds } else { settings.rounds };
-    (0..settings.rounds.max(settings.idle_rounds))
+    let rounds = |scenario: Scenario| if scenario.is_heavy() { settings.heavy_rounds } else { settings.rounds };
+    (0..settings.rounds.max(settings.heavy_rounds))
         .flat_map(|round| scenarios.iter().map(move |&scenario| (round, scenario)))
         .filter(|&(round, scenario)| round < rounds(scenario))
         .flat_map(|(round, scenario)| (0..scenario.times_a_round()).map(move |time| (round, scenario, time)))
@@ -283,7 +283,7 @@ pub(crate) mod test_support {
             contenders: Vec::new(),
             externals: Vec::new(),
             rounds: 3,
-            idle_rounds: 1,
+            heavy_rounds: 1,
             seconds: 1.0,
             warmup_seconds: 0.2,
             open_files: 1 << 20,
