@@ -13,7 +13,6 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use self::socket::Socket;
 use crate::tunnel::link::{LinkError, Loaded, MAX_PIECES, Source, Tunnel};
@@ -104,7 +103,7 @@ impl<'a> Relay<'a> {
             bulk: false,
         };
         if state.exchange.discards() {
-            flow.ending_since.set(Some(Instant::now()));
+            flow.ends();
         }
         poll_fn(move |context| state.poll(context))
     }
@@ -230,7 +229,7 @@ impl State<'_> {
             self.tunnel.queue(kind);
             self.exchange.sent(kind);
             if kind == Kind::Reset {
-                self.flow.ending_since.set(Some(Instant::now()));
+                self.flow.ends();
             }
         }
     }

@@ -6,7 +6,6 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use super::{Ending, OPTIMISTIC, give_way};
 use crate::relay::socket::Socket;
@@ -212,7 +211,7 @@ impl<F: FnOnce()> State<'_, F> {
     }
 
     fn end_cut(&self) -> Result<(), LinkError> {
-        self.flow.ending_since.set(Some(Instant::now()));
+        self.flow.ends();
         self.hub.end(self.stream, Kind::Reset)
     }
 

@@ -204,7 +204,7 @@ pub(crate) async fn serve_stream(
         }
         Err(refusal) => {
             stream.drop_data();
-            flow.ending_since.set(Some(Instant::now()));
+            flow.ends();
             worker.shared.metrics.refused(Side::Inbound, refusal.code.name());
             (hub.refuse(&stream, &refusal), Some(refusal))
         }

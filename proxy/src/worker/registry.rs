@@ -152,7 +152,9 @@ pub struct Flow {
     /// What dry-run policies would have decided, where that differs.
     pub dry_run: Cell<Option<Decision>>,
     /// Cut on this side, and waiting since then for the other side to end it too.
-    pub ending_since: Cell<Option<Instant>>,
+    ending_since: Cell<Option<Instant>>,
+    /// The registry's, once it is registered.
+    some_end: Option<Rc<Cell<bool>>>,
     /// When it arrived.
     pub started: Instant,
     accepted: Cell<bool>,
@@ -178,6 +180,7 @@ impl Flow {
             decision: Cell::new(None),
             dry_run: Cell::new(None),
             ending_since: Cell::new(None),
+            some_end: None,
             started: Instant::now(),
             accepted: Cell::new(false),
             sent: Cell::new(0),
@@ -204,6 +207,14 @@ impl Flow {
     /// Bytes from the tunnel to the application.
     pub fn received(&self) -> u64 {
         self.received.get()
+    }
+
+    /// It was cut on this side; the other side has to end it too.
+    pub fn ends(&self) {
+        self.ending_since.set(Some(Instant::now()));
+        if let Some(some_end) = &self.some_end {
+            some_end.set(true);
+        }
     }
 
     /// Nothing of what was sent counts: it will be sent again.
@@ -303,6 +314,8 @@ impl<T> Slots<T> {
 pub struct Registry {
     flows: RefCell<Slots<Flow>>,
     held: RefCell<Slots<Held>>,
+    /// Some flow may be waiting for the other side to end it: where none is, nobody has to look at thousands.
+    some_end: Rc<Cell<bool>>,
 }
 
 /// Keeps a flow registered.
@@ -356,7 +369,11 @@ impl Drop for HeldGuard {
 
 impl Registry {
     /// Registers a flow.
-    pub fn add_flow(self: &Rc<Self>, flow: Flow) -> FlowGuard {
+    pub fn add_flow(self: &Rc<Self>, mut flow: Flow) -> FlowGuard {
+        flow.some_end = Some(Rc::clone(&self.some_end));
+        if flow.ending_since.get().is_some() {
+            self.some_end.set(true);
+        }
         let flow = Rc::new(flow);
         let place = self.flows.borrow_mut().insert(Rc::clone(&flow));
         FlowGuard { registry: Rc::clone(self), flow, place }
@@ -402,9 +419,13 @@ impl Registry {
     /// Cuts inbound tunnels that have been idle, or busy with one OPEN, for too long, and flows that the peer does not end.
     pub fn cut_slow(&self, now: Instant, idle: Duration, opening: Duration) {
         // In place: this runs every second, and a cut only wakes who owns what is cut.
-        for flow in self.flows.borrow().iter() {
-            if flow.ending_since.get().is_some_and(|at| now.duration_since(at) > opening) {
-                flow.watch.cut(Cut::Timeout("the peer did not end a flow that was cut"));
+        if self.some_end.take() {
+            for flow in self.flows.borrow().iter() {
+                let Some(since) = flow.ending_since.get() else { continue };
+                self.some_end.set(true);
+                if now.duration_since(since) > opening {
+                    flow.watch.cut(Cut::Timeout("the peer did not end a flow that was cut"));
+                }
             }
         }
         for held in self.held.borrow().iter() {
@@ -418,5 +439,52 @@ impl Registry {
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opencluster_identity::TrustDomain;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_mins(2);
+    const OPENING: Duration = Duration::from_secs(5);
+
+    fn flow() -> Flow {
+        let domain = TrustDomain::parse("test.example").expect("domain");
+        let source = Arc::new(SpiffeId::workload(&domain, "default", "a").expect("id"));
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        Flow::new(Side::Outbound, 1, 2, address, address, source)
+    }
+
+    #[test]
+    fn flows_that_the_peer_does_not_end_are_cut_in_time_and_others_are_not() {
+        let registry = Rc::new(Registry::default());
+        let running = registry.add_flow(flow());
+        let look = |after| registry.cut_slow(Instant::now() + after, IDLE, OPENING);
+        look(2 * OPENING);
+        let ending = registry.add_flow(flow());
+        ending.ends();
+        // Cut before anybody could register it.
+        let refused = flow();
+        refused.ends();
+        let refused = registry.add_flow(refused);
+        for _ in 0..3 {
+            look(OPENING / 2);
+            assert_eq!((ending.watch.reason(), refused.watch.reason()), (None, None));
+        }
+        look(2 * OPENING);
+        for cut in [&ending, &refused] {
+            assert!(matches!(cut.watch.reason(), Some(Cut::Timeout(_))));
+        }
+        assert_eq!(running.watch.reason(), None);
+        // Nobody is looked at any more, until somebody ends.
+        drop((ending, refused));
+        look(OPENING);
+        assert!(!registry.some_end.get());
+        running.ends();
+        look(2 * OPENING);
+        assert!(matches!(running.watch.reason(), Some(Cut::Timeout(_))));
     }
 }
