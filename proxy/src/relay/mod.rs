@@ -101,6 +101,7 @@ impl<'a> Relay<'a> {
             discarded: 0,
             ending: None,
             bulk: false,
+            place: 0,
         };
         if state.exchange.discards() {
             flow.ends();
@@ -132,8 +133,10 @@ struct State<'a> {
     allowance: usize,
     discarded: usize,
     ending: Option<Ending>,
-    /// Its last turn was one of bulk: it rests when bulk does.
+    /// Its last turn that moved something was one of bulk: it rests when bulk does.
     bulk: bool,
+    /// Its place among those that rest.
+    place: u64,
 }
 
 impl State<'_> {
@@ -145,11 +148,11 @@ impl State<'_> {
             return Poll::Ready(Outcome { ending: Ending::Cut(cut), reusable: false });
         }
         if self.bulk {
-            ready!(small_first::poll_rested(context));
+            ready!(small_first::poll_rested(context, &mut self.place));
         }
         let (clock, mut moved) = (Turn::begin(), 0);
         let polled = self.turn(context, &mut moved);
-        self.bulk = clock.end(moved);
+        self.bulk = clock.end(moved, self.bulk);
         polled
     }
 

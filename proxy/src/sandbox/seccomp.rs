@@ -81,6 +81,7 @@ const WORKER: &[libc::c_long] = &[
     libc::SYS_setsockopt,  // TCP_NODELAY, SO_LINGER, keepalive
     libc::SYS_getsockname, // the address that a connection was captured on
     libc::SYS_getpeername, // whether a connection is established
+    libc::SYS_getrusage,   // whether others want the processor
 ];
 
 /// What only the control thread needs.

@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const FLOWS: usize = 8;
 
 /// The allocator counts for the whole process: each test runs alone in one of its own.
 pub(super) fn alone(test: &str) {
+    // One of them at a time: some measure what their threads use, or how long they are kept waiting.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new(std::env::current_exe().expect("this test"))
         .args(["--ignored", "--exact", &format!("tests::{test}")])
         .output()

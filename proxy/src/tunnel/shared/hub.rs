@@ -18,8 +18,8 @@ use crate::tunnel::oct::exchange::{Direction, Role};
 use crate::tunnel::oct::frame::{Event, Framing, Kind, Open, Refusal, encode_accept, encode_credit, encode_empty};
 use crate::tunnel::tls::handshake::Established;
 use crate::tunnel::tls::record::{RECORD_HEADER, RECORD_TRAILER, Session};
+use crate::worker::busy_poll;
 use crate::worker::registry::{Flow, Watch};
-use crate::worker::{busy_poll, small_first};
 
 /// After so many bytes the worker's other tasks have a turn.
 const TURN: usize = 128 * 1024;
@@ -249,7 +249,6 @@ impl Hub {
         stream.note_frame(Way::Sent, length);
         self.gathered.frames.update(|frames| frames.saturating_add(1));
         busy_poll::sent(1);
-        small_first::small();
         self.wake_task();
     }
 
@@ -306,7 +305,6 @@ impl Hub {
                 if let Event::Data(length) = event {
                     turn += length;
                     busy_poll::received(1);
-                    small_first::small();
                 }
                 if let Some(happened) = self.handle(stream, event)? {
                     break Some(happened);

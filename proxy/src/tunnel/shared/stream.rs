@@ -12,6 +12,7 @@ use crate::tunnel::oct::exchange::{Exchange, Role};
 use crate::tunnel::oct::frame::Refusal;
 use crate::tunnel::pool::Leased;
 use crate::worker::registry::Flow;
+use crate::worker::small_first;
 
 /// Full frames in a row that make a flow bulk.
 const BULK: u8 = 8;
@@ -163,14 +164,19 @@ impl Stream {
         self.backlog.borrow_mut().clear();
     }
 
-    /// Notes the size of a frame of data; whether that made the flow bulk.
+    /// Notes the size of a frame of data: bulk rests for small ones. Whether that made the flow bulk.
     pub fn note_frame(&self, way: Way, length: usize) -> bool {
         let count = &self.full_frames[way as usize];
         // A small frame ends a run, but a flow that is bulk stays so.
         if count.get() >= BULK {
             return false;
         }
-        count.set(if length >= FULL { count.get() + 1 } else { 0 });
+        if length >= FULL {
+            count.set(count.get() + 1);
+        } else {
+            count.set(0);
+            small_first::small();
+        }
         count.get() >= BULK
     }
 
