@@ -5,10 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use opencluster_api::local::{BUSY_POLL_US, MAX_BUSY_POLL_US};
 use opencluster_identity::{SpiffeId, TrustDomain};
 use serde::Deserialize;
-
-use opencluster_api::local::{BUSY_POLL_US, MAX_BUSY_POLL_US};
 
 use crate::congestion::CongestionControl;
 

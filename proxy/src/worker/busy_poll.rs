@@ -61,9 +61,6 @@ pub fn received(frames: u32) {
 /// For the runtime's `on_thread_park`: it has nothing to do and is about to sleep. Waking the lookout keeps it awake.
 pub fn before_park() {
     POLLING.with(|polling| {
-        if polling.is_asleep() {
-            return;
-        }
         let before = Instant::now();
         if !polling.goes_on(before) {
             return;
@@ -140,11 +137,6 @@ impl Polling {
             lookout: RefCell::new(None),
             counts: Cell::new(Counts { hits: 0, misses: 0 }),
         }
-    }
-
-    /// Not polling, and nothing to begin for.
-    fn is_asleep(&self) -> bool {
-        self.until.get().is_none() && self.sent.get() == 0 && self.received.get() == 0
     }
 
     /// Nothing to do: whether to look at the sockets again instead of sleeping.

@@ -69,7 +69,7 @@ pub fn small() {
 /// For a bulk flow, before its turn: pending while bulk rests. `place` is the flow's own, 0 in the beginning: it tells
 /// whether it has a place among those that wait.
 pub fn poll_rested(context: &Context<'_>, place: &mut u64) -> Poll<()> {
-    RESTS.with(|rests| rests.poll_rested(Instant::now(), context, place))
+    RESTS.with(|rests| rests.poll_rested(Instant::now, context, place))
 }
 
 /// Rests since the last call.
@@ -82,6 +82,9 @@ pub fn take_count() -> u64 {
 
 /// Ends rests. A task of each worker.
 pub async fn warden() {
+    if let Err(error) = getrusage(UsageWho::RUSAGE_THREAD) {
+        tracing::warn!(%error, "bulk will not rest for small flows: what this worker uses of processors is not to be had");
+    }
     let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
     poll_fn(|context| {
         RESTS.with(|rests| {
@@ -110,8 +113,7 @@ pub struct Turn(Option<(Instant, Usage)>);
 impl Turn {
     /// Begins.
     pub fn begin() -> Self {
-        let watched = RESTS.with(|rests| rests.sees_small(Instant::now));
-        Self(watched.then(|| (Instant::now(), Usage::now())))
+        Self(RESTS.with(|rests| rests.sees_small(Instant::now)).map(|now| (now, Usage::now())))
     }
 
     /// It moved so much. Whether the flow is bulk, if it was before.
@@ -134,7 +136,7 @@ struct Usage {
 }
 
 impl Usage {
-    /// Of this thread; nothing if that is not to be had: then nobody is displaced.
+    /// Of this thread; nothing if that is not to be had: then nobody is displaced, which [`warden`] has told.
     fn now() -> Self {
         let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
             return Self { processor: Duration::ZERO, displacements: 0 };
@@ -199,10 +201,10 @@ impl Rests {
         }
     }
 
-    /// Whether there are small flows. The clock is only looked at where there were some.
-    fn sees_small(&self, clock: impl FnOnce() -> Instant) -> bool {
+    /// Now, if there are small flows. The clock is only looked at where there were some.
+    fn sees_small(&self, clock: impl FnOnce() -> Instant) -> Option<Instant> {
         if !self.small.get() && self.small_at.get().is_none() {
-            return false;
+            return None;
         }
         let now = clock();
         if self.small.take() {
@@ -210,7 +212,7 @@ impl Rests {
         } else if !within(self.small_at.get(), now, AFTER_SMALL) {
             self.small_at.set(None);
         }
-        self.small_at.get().is_some()
+        self.small_at.get().map(|_| now)
     }
 
     /// A bulk turn beside small flows.
@@ -247,22 +249,18 @@ impl Rests {
         within(self.wanted_at.get(), now, AFTER_SAMPLE)
     }
 
-    fn poll_rested(&self, now: Instant, context: &Context<'_>, place: &mut u64) -> Poll<()> {
-        match self.until.get() {
-            None => Poll::Ready(()),
-            Some(until) if now >= until + REST => {
-                // The warden is late.
-                self.end();
-                Poll::Ready(())
-            }
-            Some(_) => {
-                // A flow can be woken several times in a rest, and has a place after the first.
-                if std::mem::replace(place, self.number.get()) != self.number.get() {
-                    self.waiting.borrow_mut().push(context.waker().clone());
-                }
-                Poll::Pending
-            }
+    fn poll_rested(&self, clock: impl FnOnce() -> Instant, context: &Context<'_>, place: &mut u64) -> Poll<()> {
+        let Some(until) = self.until.get() else { return Poll::Ready(()) };
+        if clock() >= until + REST {
+            // The warden is late.
+            self.end();
+            return Poll::Ready(());
         }
+        // A flow can be woken several times in a rest, and has a place after the first.
+        if std::mem::replace(place, self.number.get()) != self.number.get() {
+            self.waiting.borrow_mut().push(context.waker().clone());
+        }
+        Poll::Pending
     }
 
     fn end(&self) {
@@ -285,7 +283,7 @@ mod tests {
     const TURN: Duration = Duration::from_micros(100);
 
     fn is_resting(rests: &Rests, now: Instant) -> bool {
-        rests.poll_rested(now, &Context::from_waker(Waker::noop()), &mut 0).is_pending()
+        rests.poll_rested(|| now, &Context::from_waker(Waker::noop()), &mut 0).is_pending()
     }
 
     /// Turns one after another, for so long, each of them with so much displacement; rests are cut short. When the last has
@@ -347,12 +345,13 @@ mod tests {
     #[test]
     fn small_flows_are_looked_after_for_a_moment() {
         let (rests, now) = (Rests::new(), Instant::now());
-        assert!(!rests.sees_small(|| unreachable!("without small flows nobody asks for the time")));
+        assert_eq!(rests.sees_small(|| unreachable!("without small flows nobody asks for the time")), None);
         rests.small.set(true);
-        assert!(rests.sees_small(|| now));
-        assert!(rests.sees_small(|| now + AFTER_SMALL / 2));
-        assert!(!rests.sees_small(|| now + AFTER_SMALL));
-        assert!(!rests.sees_small(|| unreachable!("nor again when they are gone")));
+        for at in [now, now + AFTER_SMALL / 2] {
+            assert_eq!(rests.sees_small(|| at), Some(at));
+        }
+        assert_eq!(rests.sees_small(|| now + AFTER_SMALL), None);
+        assert_eq!(rests.sees_small(|| unreachable!("nor again when they are gone")), None);
     }
 
     #[test]
@@ -363,11 +362,11 @@ mod tests {
         rests.number.set(1);
         let (mut one, mut other) = (0, 0);
         for _ in 0..3 {
-            assert!(rests.poll_rested(now, &context, &mut one).is_pending());
-            assert!(rests.poll_rested(now + REST, &context, &mut other).is_pending());
+            assert!(rests.poll_rested(|| now, &context, &mut one).is_pending());
+            assert!(rests.poll_rested(|| now + REST, &context, &mut other).is_pending());
         }
         assert_eq!(rests.waiting.borrow().len(), 2);
-        assert!(rests.poll_rested(now + 2 * REST, &context, &mut one).is_ready());
+        assert!(rests.poll_rested(|| now + 2 * REST, &context, &mut one).is_ready());
         assert!(rests.waiting.borrow().is_empty());
         assert!(!is_resting(&rests, now));
     }
