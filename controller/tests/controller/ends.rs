@@ -118,7 +118,17 @@ impl Living {
             loop {
                 let message = tokio::select! {
                     () = &mut pause => break,
-                    message = self.session.next() => message.expect("the session goes on"),
+                    message = self.session.next() => message,
+                };
+                let message = match message {
+                    Ok(message) => message,
+                    // The controller counts a node as lost soon after the node's own lease has ended, which may be between
+                    // two looks at it.
+                    Err(status) => {
+                        self.node.lease.step(lease::NodeEvent::Tick(clocks()));
+                        assert!(done(self), "{what}: before that, the session ended: {status:?}");
+                        return;
+                    }
                 };
                 match message {
                     Down::Grant(grant) => {
