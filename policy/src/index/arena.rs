@@ -33,6 +33,14 @@ const LINE: usize = 16;
 #[repr(align(64))]
 struct Line<K>([K; LINE]);
 
+/// A table whose keys lie with whoever asks it, if they are no more than a line: they are read at the same time as what else is
+/// kept there, and not after it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NearTable<K> {
+    keys: [K; LINE],
+    region: Region,
+}
+
 /// Where one table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Region {
@@ -42,6 +50,10 @@ pub(super) struct Region {
 
 impl Region {
     pub(super) const EMPTY: Self = Self { start: NONE, bits: 0 };
+
+    fn is_line(self) -> bool {
+        self.bits <= LINE.ilog2() as u8
+    }
 
     /// The places of a key, in the order in which they are tried.
     fn probe<K: ArenaKey>(self, key: K) -> impl Iterator<Item = usize> {
@@ -78,10 +90,31 @@ impl<K: ArenaKey, V: Copy> Arena<K, V> {
         region
     }
 
+    /// The same, with the keys of a small table in what is returned.
+    pub(super) fn add_near(&mut self, entries: &[(K, V)]) -> NearTable<K> {
+        let region = self.add(entries);
+        let line = self.keys.get(region.start as usize / LINE).filter(|_| region.is_line());
+        NearTable { keys: line.map_or([K::VACANT; LINE], |line| line.0), region }
+    }
+
     /// The value of a key in one table.
     pub(super) fn get(&self, region: Region, key: K) -> Option<&V> {
+        self.find(region, key, |at| self.key(at))
+    }
+
+    /// The same of a table whose keys are near.
+    pub(super) fn get_near(&self, table: &NearTable<K>, key: K) -> Option<&V> {
+        if table.region.is_line() {
+            // The region's whole line was copied, so that its places in it are the same.
+            self.find(table.region, key, |at| Some(table.keys[at % LINE]))
+        } else {
+            self.get(table.region, key)
+        }
+    }
+
+    fn find(&self, region: Region, key: K, key_at: impl Fn(usize) -> Option<K>) -> Option<&V> {
         for at in region.probe(key) {
-            match self.key(at) {
+            match key_at(at) {
                 Some(found) if found == key => return self.values.get(at),
                 Some(found) if found != K::VACANT => {}
                 _ => return None,
@@ -111,12 +144,14 @@ mod tests {
     #[test]
     fn every_table_answers_for_itself() {
         let mut arena = Arena::default();
-        let regions: Vec<(u64, Region)> = (0..40)
-            .map(|size| (size, arena.add(&(1..=size).map(|key| (key, (size, key))).collect::<Vec<_>>())))
+        let tables: Vec<(u64, NearTable<u64>)> = (0..40)
+            .map(|size| (size, arena.add_near(&(1..=size).map(|key| (key, (size, key))).collect::<Vec<_>>())))
             .collect();
-        for (size, region) in regions {
+        for (size, table) in tables {
             for key in 1..=50 {
-                assert_eq!(arena.get(region, key), (key <= size).then_some(&(size, key)));
+                let value = (key <= size).then_some((size, key));
+                assert_eq!(arena.get(table.region, key), value.as_ref());
+                assert_eq!(arena.get_near(&table, key), value.as_ref());
             }
         }
     }

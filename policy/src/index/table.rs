@@ -1,10 +1,11 @@
 //! The rules as hash maps: what a decision looks up.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::arena::{Arena, ArenaKey, Region, SPREAD};
+use super::arena::{Arena, ArenaKey, NearTable, Region, SPREAD};
 use super::{Decision, FastMap, NONE, RuleId};
 use crate::resource::Effect;
 
@@ -99,13 +100,14 @@ pub(super) struct Table {
     v6: Arena<V6Range, Verdict>,
 }
 
-/// The rules of one scope. What it has none of is not looked up.
+/// The rules of one scope: two lines of the cache that lie side by side. What it has none of is not looked up.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(128))]
 struct Scope {
     /// The rules about anyone, whatever the address, and those that ask for one.
     anyone: Verdict,
     anyone_at: Ranges,
-    named: Region,
+    named: NearTable<WhoCode>,
     identities: bool,
     groups: bool,
     namespaces: bool,
@@ -120,17 +122,36 @@ struct Cell {
     ranges: u32,
 }
 
-/// The ranges of addresses of one cell, and which prefix lengths occur among them: one bit each.
+/// The ranges of addresses of one cell.
 #[derive(Clone, Copy, Debug)]
 struct Ranges {
-    v4_lengths: u64,
-    v4: Region,
+    v4: V4Ranges,
     /// An index of [`Table::v6_ranges`], or `NONE`.
     v6: u32,
 }
 
 impl Ranges {
-    const NONE: Self = Self { v4_lengths: 0, v4: Region::EMPTY, v6: NONE };
+    const NONE: Self = Self { v4: V4Ranges::Few([V4Ranges::NO_RANGE; FEW]), v6: NONE };
+}
+
+/// So many ranges lie where the scope does, and take no wait for memory of their own.
+const FEW: usize = 2;
+
+#[derive(Clone, Copy, Debug)]
+enum V4Ranges {
+    /// The longest first; the rest of the places are [`V4Ranges::NO_RANGE`].
+    Few([(V4Range, Verdict); FEW]),
+    Many {
+        /// Which prefix lengths occur, one bit each, but for 32.
+        lengths: u32,
+        /// Length 32.
+        hosts: bool,
+        region: Region,
+    },
+}
+
+impl V4Ranges {
+    const NO_RANGE: (V4Range, Verdict) = (V4Range::VACANT, Verdict::NONE);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -203,7 +224,7 @@ impl Table {
         ] {
             if has_rules
                 && number != NONE
-                && let Some(cell) = self.cells.get(rules.named, who.into())
+                && let Some(cell) = self.cells.get_near(&rules.named, who.into())
             {
                 verdict = verdict.and(self.cell(cell, address));
             }
@@ -222,10 +243,18 @@ impl Table {
     /// What the longest range that holds the address says; it includes what those around it say.
     fn longest_match(&self, ranges: &Ranges, address: IpAddr) -> Verdict {
         let found = match address.to_canonical() {
-            IpAddr::V4(v4) => {
-                let find = |length| self.v4.get(ranges.v4, V4Range::new(v4.to_bits(), length));
-                descending(u128::from(ranges.v4_lengths)).find_map(find)
-            }
+            IpAddr::V4(v4) => match &ranges.v4 {
+                V4Ranges::Few(few) => few
+                    .iter()
+                    .take_while(|(range, _)| *range != V4Range::VACANT)
+                    .find(|(range, _)| V4Range::new(v4.to_bits(), range.length) == *range)
+                    .map(|(_, verdict)| verdict),
+                V4Ranges::Many { lengths, hosts, region } => {
+                    let find = |length| self.v4.get(*region, V4Range::new(v4.to_bits(), length));
+                    let host = if *hosts { find(32) } else { None };
+                    host.or_else(|| descending(u128::from(*lengths)).find_map(find))
+                }
+            },
             IpAddr::V6(v6) => self.v6_ranges.get(ranges.v6 as usize).and_then(|ranges| {
                 let find = |length| self.v6.get(ranges.region, V6Range::new(v6.to_bits(), length));
                 let host = if ranges.hosts { find(128) } else { None };
@@ -294,26 +323,20 @@ impl TableBuilder {
 
 impl Table {
     fn add_scope(&mut self, cells: &[(Who, CellBuilder)]) {
-        let mut scope = Scope {
-            anyone: Verdict::NONE,
-            anyone_at: Ranges::NONE,
-            named: Region::EMPTY,
-            identities: false,
-            groups: false,
-            namespaces: false,
-        };
+        let (mut anyone, mut anyone_at) = (Verdict::NONE, Ranges::NONE);
+        let (mut identities, mut groups, mut namespaces) = (false, false, false);
         let mut named = Vec::with_capacity(cells.len());
         for (who, cell) in cells {
             let anywhere = cell.anywhere.unwrap_or(Verdict::NONE);
             match who {
                 Who::Anyone => {
-                    scope.anyone = anywhere;
-                    scope.anyone_at = self.lay_out(&cell.ranges);
+                    anyone = anywhere;
+                    anyone_at = self.lay_out(&cell.ranges);
                     continue;
                 }
-                Who::Identity(_) => scope.identities = true,
-                Who::Group(_) => scope.groups = true,
-                Who::Namespace(_) => scope.namespaces = true,
+                Who::Identity(_) => identities = true,
+                Who::Group(_) => groups = true,
+                Who::Namespace(_) => namespaces = true,
             }
             let mut ranges = NONE;
             if !cell.ranges.is_empty() {
@@ -323,39 +346,53 @@ impl Table {
             }
             named.push((WhoCode::from(*who), Cell { anywhere, ranges }));
         }
-        scope.named = self.cells.add(&named);
-        self.scopes.push(scope);
+        let named = self.cells.add_near(&named);
+        self.scopes.push(Scope { anyone, anyone_at, named, identities, groups, namespaces });
     }
 
     fn lay_out(&mut self, ranges: &FastMap<IpNet, Verdict>) -> Ranges {
-        let (mut v4_lengths, mut lengths, mut hosts) = (0_u64, 0_u128, false);
-        for range in ranges.keys() {
-            match range {
-                IpNet::V4(v4) => v4_lengths |= 1 << v4.prefix_len(),
-                IpNet::V6(v6) if v6.prefix_len() == 128 => hosts = true,
-                IpNet::V6(v6) => lengths |= 1 << v6.prefix_len(),
+        Ranges { v4: self.lay_out_v4(ranges), v6: self.lay_out_v6(ranges) }
+    }
+
+    fn lay_out_v4(&mut self, ranges: &FastMap<IpNet, Verdict>) -> V4Ranges {
+        let of_family = || ranges.keys().filter_map(|range| if let IpNet::V4(v4) = range { Some(*v4) } else { None });
+        let lengths = of_family().fold(0_u64, |lengths, v4| lengths | 1 << v4.prefix_len());
+        let mut laid_out: Vec<(V4Range, Verdict)> = of_family()
+            .map(|v4| {
+                let verdict = around(v4.into(), u128::from(lengths), ranges);
+                (V4Range::new(v4.network().to_bits(), v4.prefix_len()), verdict)
+            })
+            .collect();
+        if laid_out.len() > FEW {
+            let region = self.v4.add(&laid_out);
+            return V4Ranges::Many { lengths: lengths as u32, hosts: lengths >> 32 == 1, region };
+        }
+        laid_out.sort_unstable_by_key(|(range, _)| Reverse(range.length));
+        laid_out.resize(FEW, V4Ranges::NO_RANGE);
+        V4Ranges::Few(std::array::from_fn(|place| laid_out[place]))
+    }
+
+    fn lay_out_v6(&mut self, ranges: &FastMap<IpNet, Verdict>) -> u32 {
+        let of_family = || ranges.keys().filter_map(|range| if let IpNet::V6(v6) = range { Some(*v6) } else { None });
+        let (mut lengths, mut hosts) = (0_u128, false);
+        for v6 in of_family() {
+            match v6.prefix_len() {
+                128 => hosts = true,
+                length => lengths |= 1 << length,
             }
         }
-        let (mut v4_ranges, mut v6_ranges) = (Vec::new(), Vec::new());
-        for range in ranges.keys() {
-            match range {
-                IpNet::V4(v4) => {
-                    let verdict = around(*range, u128::from(v4_lengths), ranges);
-                    v4_ranges.push((V4Range::new(v4.network().to_bits(), v4.prefix_len()), verdict));
-                }
-                IpNet::V6(v6) => {
-                    let verdict = around(*range, lengths, ranges);
-                    v6_ranges.push((V6Range::new(v6.network().to_bits(), v6.prefix_len()), verdict));
-                }
-            }
+        let laid_out: Vec<(V6Range, Verdict)> = of_family()
+            .map(|v6| {
+                let verdict = around(v6.into(), lengths, ranges);
+                (V6Range::new(v6.network().to_bits(), v6.prefix_len()), verdict)
+            })
+            .collect();
+        if laid_out.is_empty() {
+            return NONE;
         }
-        let mut v6 = NONE;
-        if !v6_ranges.is_empty() {
-            v6 = self.v6_ranges.len() as u32;
-            let region = self.v6.add(&v6_ranges);
-            self.v6_ranges.push(V6Ranges { lengths, hosts, region });
-        }
-        Ranges { v4_lengths, v4: self.v4.add(&v4_ranges), v6 }
+        let region = self.v6.add(&laid_out);
+        self.v6_ranges.push(V6Ranges { lengths, hosts, region });
+        self.v6_ranges.len() as u32 - 1
     }
 }
 
@@ -367,4 +404,14 @@ fn around(range: IpNet, lengths: u128, ranges: &FastMap<IpNet, Verdict>) -> Verd
         .filter_map(|length| IpNet::new(range.addr(), length).ok())
         .filter_map(|wider| ranges.get(&wider.trunc()))
         .fold(own, |verdict, wider| verdict.and(*wider))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_two_cache_lines() {
+        assert_eq!(size_of::<Scope>(), 128);
+    }
 }
