@@ -48,7 +48,7 @@ soak: build
 	@scripts/debian-packages.sh test
 	OPENCLUSTER_SOAK_FLOWS=1000000 OPENCLUSTER_MIX_SECONDS=60 \
 	    $(CARGO) test --locked -p opencluster-integration --test r37_leaks --test r37_data_path -- --nocapture
-	$(CARGO) test --release --locked -p opencluster-policy --test lease_model -- --ignored --nocapture
+	$(CARGO) test --release --locked -p opencluster-policy --test lease_model -- --ignored --nocapture --test-threads 1
 # Into the report of the benchmarks, under `failclosed`.
 measure-failclosed: build
 	@scripts/debian-packages.sh test

@@ -181,8 +181,7 @@ fn r06_the_checker_finds_false_alarms() {
     breaks(Setting { timing: Timing { lease: 6, ..healthy().timing }, ..healthy() }, S5);
 }
 
-/// Minutes, and some gigabytes: `cargo test --release -p opencluster-policy --test lease_model -- --ignored --nocapture`
-/// Larger bounds, minutes and gigabytes: `cargo test --release -p opencluster-policy --test lease_model -- --ignored --nocapture`.
+/// Larger bounds, which take minutes and gigabytes: `make soak` runs them.
 mod deep {
     use super::*;
 
