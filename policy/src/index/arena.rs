@@ -74,8 +74,8 @@ impl<K: ArenaKey, V: Copy> Arena<K, V> {
     /// Adds a table of these entries, no two with the same key.
     pub(super) fn add(&mut self, entries: &[(K, V)]) -> Region {
         let Some(&(_, any)) = entries.first() else { return Region::EMPTY };
-        // One more than a third more: never full, and never fewer than two slots.
-        let slots = (entries.len() + entries.len() / 3 + 1).next_power_of_two();
+        // A third more: never full, and never fewer than two slots.
+        let slots = (entries.len() * 4).div_ceil(3).next_power_of_two();
         // No table of up to a line is split between two.
         let start = self.values.len().next_multiple_of(slots.min(LINE));
         let region = Region { start: start as u32, bits: slots.trailing_zeros() as u8 };

@@ -13,13 +13,6 @@ pub const LARGE_RECORDS: usize = 16;
 const SMALL: usize = MAX_RECORD + KEY_UPDATE_RECORD;
 const LARGE: usize = LARGE_RECORDS * MAX_OWN_RECORD + KEY_UPDATE_RECORD;
 
-const PAGE: usize = 4096;
-
-/// Where in a page a buffer begins. The kernel copies with `rep movsb`, which some processors do four to six times slower to a
-/// place that is 1 to 32 bytes further into its page than what is copied (decision 0027): where an allocator puts large
-/// memory, and applications write whole pages, that was the beginning of every buffer.
-const LEAD: usize = 1024;
-
 /// What a worker keeps for reuse; beyond that, memory goes back to the allocator.
 const KEEP_SMALL: usize = 256;
 const KEEP_LARGE: usize = 32;
@@ -44,10 +37,7 @@ pub enum Size {
 /// What a buffer holds besides bytes.
 #[derive(Debug)]
 struct Block {
-    memory: Vec<u8>,
-    /// The bytes begin there, [`LEAD`] into a page.
-    start: usize,
-    length: usize,
+    bytes: Vec<u8>,
     ranges: Vec<(u32, u32)>,
 }
 
@@ -74,18 +64,7 @@ thread_local! {
 
 impl Block {
     fn of(length: usize) -> Self {
-        let memory = vec![0; PAGE + LEAD + length];
-        // An offset that cannot be told (which the standard library allows for) costs speed, no more.
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE) + LEAD;
-        Self { memory, start, length, ranges: Vec::with_capacity(MAX_PIECES) }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
+        Self { bytes: vec![0; length], ranges: Vec::with_capacity(MAX_PIECES) }
     }
 }
 
@@ -201,13 +180,13 @@ impl Buffer {
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.block.as_deref().map_or(&[], Block::bytes)
+        self.block.as_deref().map_or(&[], |block| &block.bytes)
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.block.as_deref_mut().map_or(&mut [], Block::bytes_mut)
+        self.block.as_deref_mut().map_or(&mut [], |block| &mut block.bytes)
     }
 }
 
@@ -218,9 +197,9 @@ impl Drop for Buffer {
         // When the thread ends, its pool may be gone before its last flow: then the memory is simply freed.
         let returned = POOL.try_with(|pool| {
             let pool = &mut *pool.borrow_mut();
-            pool.lent = pool.lent.saturating_sub(block.length);
+            pool.lent = pool.lent.saturating_sub(block.bytes.len());
             let (shelf, keep) =
-                if block.length == SMALL { (&mut pool.small, KEEP_SMALL) } else { (&mut pool.large, KEEP_LARGE) };
+                if block.bytes.len() == SMALL { (&mut pool.small, KEEP_SMALL) } else { (&mut pool.large, KEEP_LARGE) };
             if shelf.len() < keep {
                 shelf.push(block);
             }
@@ -248,13 +227,5 @@ mod tests {
         drop(many);
         assert_eq!(lent(), 0);
         assert_eq!(take(Size::Large).len(), LARGE, "and relieved of it");
-    }
-
-    #[test]
-    fn buffers_begin_at_the_same_place_in_a_page() {
-        let many: Vec<_> = [Size::Small, Size::Large].into_iter().cycle().take(20).map(take).collect();
-        for buffer in &many {
-            assert_eq!(buffer.as_ptr().addr() % PAGE, LEAD);
-        }
     }
 }
