@@ -123,16 +123,7 @@ impl Cluster {
     /// On its own store, with something in between.
     pub(crate) async fn serve_through<S: Store + 'static>(&mut self, between: impl FnOnce(EmbeddedStore) -> Arc<S>) {
         let key = self.config.store_key.load().expect("key");
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        let store = loop {
-            // The last request to the controller before may still hold it.
-            match EmbeddedStore::open(&self.config.state, &key) {
-                Err(StoreError::InUse(_)) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                opened => break opened.expect("open"),
-            }
-        };
+        let store = EmbeddedStore::open(&self.config.state, &key).expect("open");
         let controller = Controller::start_on(&self.config, between(store)).await.expect("start");
         self.run(controller);
     }
@@ -161,7 +152,13 @@ impl Cluster {
             .spawn()
             .expect("serve");
         let mut log = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
-        let ready = log.find(|line| line.contains("\"event\":\"ready\"")).expect("ready");
+        let mut said = Vec::new();
+        let ready = log
+            .find(|line| {
+                said.push(line.clone());
+                line.contains("\"event\":\"ready\"")
+            })
+            .unwrap_or_else(|| panic!("it ended before it was ready:\n{}", said.join("\n")));
         // A pipe that nobody reads would hold it up.
         std::thread::spawn(move || log.for_each(drop));
         let ready: Value = serde_json::from_str(&ready).expect("JSON");
@@ -177,6 +174,17 @@ impl Cluster {
         if let Part::Task { stop, task } = &mut running.part {
             drop(std::mem::replace(stop, oneshot::channel().0));
             task.await.expect("no panic").expect("an orderly end");
+            self.until_released().await;
+        }
+    }
+
+    /// The last request to a controller in this process may hold its store for a moment longer than the controller.
+    async fn until_released(&self) {
+        let key = self.config.store_key.load().expect("key");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while let Err(StoreError::InUse(_)) = EmbeddedStore::open(&self.config.state, &key) {
+            assert!(tokio::time::Instant::now() < deadline, "the store is still in use");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use super::error::{VmError, io_error};
 
 /// What a guest needs beside what is built into Debian's cloud kernel: its network card, its random number generator, the
-/// packet filter's expressions, and looking up and ending connections.
-const WANTED: [&str; 16] = [
+/// packet filter's expressions, and looking up, ending and forgetting connections.
+const WANTED: [&str; 17] = [
     "virtio_net",
     "virtio_rng",
     "virtio_blk",
@@ -28,6 +28,7 @@ const WANTED: [&str; 16] = [
     "nft_log",
     "inet_diag",
     "tcp_diag",
+    "nf_conntrack_netlink",
 ];
 
 /// A module, ready to be inserted.

@@ -206,7 +206,8 @@ impl Field {
     }
 }
 
-/// Why a guest has severed itself, in its own words. One that the controller cannot tell goes on until its lease ends.
+/// Why a guest has severed itself, in its own words. One that the controller cannot tell goes on until its lease ends. All that
+/// a node does then succeeds on Debian's kernel, too.
 fn severed(guest: &mut Guest) -> anyhow::Result<String> {
     let mut last = String::new();
     let reason = poll::until(SEVERED, || match guest.own_status() {
@@ -220,8 +221,21 @@ fn severed(guest: &mut Guest) -> anyhow::Result<String> {
             None
         }
     });
-    reason.with_context(|| format!("{} goes on: {last}", guest.machine.name()))
+    let reason = reason.with_context(|| format!("{} goes on: {last}", guest.machine.name()))?;
+    let console = guest.machine.console();
+    let failed: Vec<_> =
+        console.lines().filter(|line| NOT_SEVERED_WHOLE.iter().any(|text| line.contains(text))).collect();
+    ensure!(failed.is_empty(), "{} severed itself only in part: {failed:?}", guest.machine.name());
+    Ok(reason)
 }
+
+/// What a node says of a part of its severance that failed.
+const NOT_SEVERED_WHOLE: [&str; 4] = [
+    "the lease could not be ended",
+    "the packet filter could not be closed",
+    "not every connection could be reset",
+    "tracked connections could not be forgotten",
+];
 
 /// What the guests have forwarded, once they forward nothing more.
 fn settled(guests: &[&Guest]) -> anyhow::Result<Count> {
