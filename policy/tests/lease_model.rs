@@ -203,7 +203,7 @@ mod deep {
     }
 
     #[test]
-    #[ignore = "takes minutes"]
+    #[ignore = "takes more than ten minutes"]
     fn two_controllers_that_share_a_store() {
         holds("sharing", Setting { horizon: 6, crashes: 2, ..sharing() });
     }
@@ -216,7 +216,7 @@ mod deep {
     }
 
     #[test]
-    #[ignore = "takes minutes"]
+    #[ignore = "takes more than ten minutes"]
     fn a_lost_node_and_its_peers() {
         holds("gone", Gone { timing: TIMING, horizon: 12, ..gone() });
     }
