@@ -203,7 +203,7 @@ mod deep {
     }
 
     #[test]
-    #[ignore = "takes more than ten minutes"]
+    #[ignore = "takes more than eight minutes"]
     fn two_controllers_that_share_a_store() {
         holds("sharing", Setting { horizon: 6, crashes: 2, ..sharing() });
     }
